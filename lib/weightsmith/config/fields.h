@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <exception>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -23,10 +22,10 @@
 ///     nlohmann::json to_config(const C& config);
 /// and defines both in its .cpp over one template that names every field once, in the order of the
 /// documentation:
-///     template <class Fields> void fields(Fields& f, C& c) { f("balance", c.balance); f("zip",
-///     c.zip); } void from_config(const ConfigNode& node, C& c) { FieldReader f(node); fields(f,
-///     c); } nlohmann::json to_config(const C& c) { FieldWriter f; fields(f, const_cast<C&>(c));
-///     return f.take(); }
+///     template <class Fields>
+///     void fields(Fields& f, C& c) { f("balance", c.balance); f("zip", c.zip); }
+///     void from_config(const ConfigNode& node, C& c) { read_fields(node, c); }
+///     nlohmann::json to_config(const C& c) { return write_fields(c); }
 /// An enumeration `E` declares `EnumNames<E> enum_names(E)`.
 namespace weightsmith {
 
@@ -140,18 +139,11 @@ nlohmann::json write_value(const std::vector<T>& value) {
 
 }  // namespace detail
 
-/// Reads the keys that are present; the others keep the struct's defaults. A key that no field
-/// names is an error when the reader goes out of scope without one already in flight.
+/// Reads the keys that are present; the others keep the struct's defaults.
 class FieldReader {
  public:
   explicit FieldReader(const ConfigNode& node) : node_(node) {
     if (!node.value.is_object()) node.fail("expected an object");
-  }
-  ~FieldReader() noexcept(false) {
-    if (std::uncaught_exceptions() > 0) return;
-    for (const auto& [key, value] : node_.value.items())
-      if (std::find(known_.begin(), known_.end(), key) == known_.end())
-        detail::fail_unknown_key(node_, key, known_);
   }
   FieldReader(const FieldReader&) = delete;
   FieldReader& operator=(const FieldReader&) = delete;
@@ -161,6 +153,13 @@ class FieldReader {
     known_.emplace_back(key);
     if (const auto it = node_.value.find(key); it != node_.value.end())
       detail::read_value(node_.child(key, *it), value);
+  }
+
+  /// Call after the last field.
+  void refuse_unknown_keys() const {
+    for (const auto& [key, value] : node_.value.items())
+      if (std::find(known_.begin(), known_.end(), key) == known_.end())
+        detail::fail_unknown_key(node_, key, known_);
   }
 
  private:
@@ -181,5 +180,20 @@ class FieldWriter {
  private:
   nlohmann::json json_ = nlohmann::json::object();
 };
+
+template <class C>
+void read_fields(const ConfigNode& node, C& config) {
+  FieldReader reader(node);
+  fields(reader, config);
+  reader.refuse_unknown_keys();
+}
+
+/// One list of fields serves both directions; the writer only reads, hence the cast.
+template <class C>
+nlohmann::json write_fields(const C& config) {
+  FieldWriter writer;
+  fields(writer, const_cast<C&>(config));
+  return writer.take();
+}
 
 }  // namespace weightsmith
