@@ -156,6 +156,7 @@ void augment(const Pipeline& pipeline, ImageView image, Rng& rng, std::vector<fl
     switch (a.name) {
       case Augmentation::Name::kRandomCrop: {
         const std::int64_t padding = a.padding.value_or((image.height + 7) / 8);
+        WS_CHECK(padding >= 0);
         const auto offset = [&] {
           return static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(2 * padding + 1))) -
                  padding;

@@ -28,11 +28,12 @@ struct Augmentation {
     kAffine,
   };
   Name name = Name::kRandomCrop;
-  std::optional<std::int64_t> padding;  ///< default: an eighth of the height, rounded up (32: 4)
-  double probability = 0.5;             ///< of a flip, in [0, 1]
-  double degrees = 15.0;                ///< in [0, 180]
-  double shift = 0.125;                 ///< in [0, 1]
-  double scale = 0.1;                   ///< in [0, 1)
+  std::optional<std::int64_t> padding =
+      {};                    ///< default: an eighth of the height, rounded up (32: 4)
+  double probability = 0.5;  ///< of a flip, in [0, 1]
+  double degrees = 15.0;     ///< in [0, 180]
+  double shift = 0.125;      ///< in [0, 1]
+  double scale = 0.1;        ///< in [0, 1)
 };
 
 void from_config(const ConfigNode& node, Augmentation& augmentation);

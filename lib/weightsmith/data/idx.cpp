@@ -104,8 +104,8 @@ Samples read_idx(const fs::path& images_path, const fs::path& labels_path) {
 
 Samples read_mnist(const fs::path& folder, DataConfig::Split split) {
   const auto read = [&](const std::string& part) {
-    return read_idx(find_file(folder, part + "-images", "idx3-ubyte"),
-                    find_file(folder, part + "-labels", "idx1-ubyte"));
+    const fs::path images = find_file(folder, part + "-images", "idx3-ubyte");
+    return read_idx(images, find_file(folder, part + "-labels", "idx1-ubyte"));
   };
   if (split == DataConfig::Split::kTrain) return read("train");
   if (split == DataConfig::Split::kTest) return read("t10k");
