@@ -1,0 +1,93 @@
+#include "weightsmith/data/data_config.h"
+
+#include <algorithm>
+#include <set>
+
+#include "weightsmith/config/fields.h"
+
+namespace weightsmith {
+namespace {
+
+/// A list of numbers, one a channel, that may be written as one number.
+struct PerChannel {
+  std::vector<double>& values;
+};
+
+void from_config(const ConfigNode& node, PerChannel& channels) {
+  if (node.value.is_number()) {
+    channels.values = {node.value.get<double>()};
+  } else {
+    detail::read_value(node, channels.values);
+  }
+}
+
+nlohmann::json to_config(const PerChannel& channels) {
+  const auto& values = channels.values;
+  if (values.empty()) return nullptr;
+  return values.size() == 1 ? nlohmann::json(values.front()) : nlohmann::json(values);
+}
+
+}  // namespace
+
+EnumNames<DataConfig::Format> enum_names(DataConfig::Format) {
+  using enum DataConfig::Format;
+  return {{kCifar10, "cifar10"}, {kIdx, "idx"}, {kTensors, "tensors"}, {kDigits, "digits"}};
+}
+
+EnumNames<DataConfig::Split> enum_names(DataConfig::Split) {
+  using enum DataConfig::Split;
+  return {{kTrain, "train"}, {kTest, "test"}, {kAll, "all"}};
+}
+
+template <class Fields>
+void fields(Fields& f, DataConfig& c) {
+  PerChannel mean{c.mean};
+  PerChannel std{c.std};
+  f("format", c.format);
+  f("path", c.path);
+  f("split", c.split);
+  f("images", c.images);
+  f("labels", c.labels);
+  f("classes", c.classes);
+  f("relabel", c.relabel);
+  f("limit", c.limit);
+  f("subset_seed", c.subset_seed);
+  f("resize", c.resize);
+  f("mean", mean);
+  f("std", std);
+}
+
+void from_config(const ConfigNode& node, DataConfig& config) { read_fields(node, config); }
+nlohmann::json to_config(const DataConfig& config) { return write_fields(config); }
+
+void DataConfig::validate(const std::string& key) const {
+  const auto require = [&](bool holds, const char* name, std::string_view what,
+                           std::string_view remedy = {}) {
+    if (!holds) throw Error(ErrorKind::kConfig, key + "." + name, what, remedy);
+  };
+  const bool is_digits = format == Format::kDigits;
+  require(is_digits || !path.empty(), "path", "missing", "name the data set's folder or file");
+  require(!is_digits || path.empty(), "path", "digits are shipped and take no path",
+          "remove it, or set WEIGHTSMITH_DATA_DIR");
+  require(format != Format::kTensors || split == Split::kAll, "split",
+          "a tensors file has no splits", "leave it out and name another file for the other split");
+  require(format == Format::kIdx || (images.empty() && labels.empty()),
+          images.empty() ? "labels" : "images", "only for the format idx");
+  require(images.empty() == labels.empty(), images.empty() ? "images" : "labels",
+          "images and labels go together", "name both files or neither");
+  require(images.empty() || split == Split::kAll, "split", "named idx files have no splits",
+          "leave split or images and labels out");
+  require(std::all_of(classes.begin(), classes.end(), [](auto c) { return c >= 0; }), "classes",
+          "a class is negative");
+  require(std::set(classes.begin(), classes.end()).size() == classes.size(), "classes",
+          "a class is listed twice");
+  require(!relabel || !classes.empty(), "relabel", "needs classes to number anew",
+          "list classes or leave relabel out");
+  require(!limit || *limit >= 1, "limit", "must be at least 1");
+  require(subset_seed >= 0, "subset_seed", "must not be negative");
+  require(!resize || *resize >= 1, "resize", "must be at least 1");
+  require(std::all_of(std.begin(), std.end(), [](double s) { return s > 0; }), "std",
+          "must be positive");
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace weightsmith {
+
+struct ConfigNode;
+
+/// Names a data set, or a part of one. Field order = schema order = docs order.
+struct DataConfig {
+  enum class Format {
+    kCifar10,  ///< the official binary version: data_batch_1..5.bin, test_batch.bin
+    kIdx,      ///< the MNIST family's files, plain or .gz
+    kTensors,  ///< a safetensors file with `images` and `labels`
+    kDigits,   ///< 8x8 handwritten digits, shipped with the project
+  };
+  enum class Split { kTrain, kTest, kAll };
+
+  Format format = Format::kDigits;
+  std::filesystem::path path;         ///< folder (cifar10, idx) or file (tensors); none for digits
+  Split split = Split::kAll;          ///< formats without splits have only `all`
+  std::string images;                 ///< idx: file name in `path`; default: the split's usual name
+  std::string labels;                 ///< idx: likewise
+  std::vector<std::int64_t> classes;  ///< keep only these; empty: all
+  bool relabel = false;               ///< label = position in `classes`, instead of the original
+  std::optional<std::int64_t> limit;  ///< keep the first N of a shuffle; more than there are: all
+  std::int64_t subset_seed = 0;       ///< of that shuffle: subsets of one seed nest
+  std::optional<std::int64_t> resize;  ///< side of the square that images are resized to
+  std::vector<double> mean;            ///< one a channel, or one for all; empty: 0
+  std::vector<double> std;             ///< likewise; empty: 1
+
+  /// Cross-field rules; throws Error{kConfig} naming the key below `key`.
+  void validate(const std::string& key) const;
+};
+
+/// `mean` and `std` may be a number or a list.
+void from_config(const ConfigNode& node, DataConfig& config);
+nlohmann::json to_config(const DataConfig& config);
+
+}  // namespace weightsmith

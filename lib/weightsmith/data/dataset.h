@@ -1,0 +1,53 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "weightsmith/data/data_config.h"
+
+namespace weightsmith {
+
+/// A labelled data set in memory, on the CPU.
+struct Dataset {
+  at::Tensor images;              ///< (N, C, H, W) uint8 or float32; tensors may be (N, ...)
+  at::Tensor labels;              ///< (N) int64, each in [0, classes)
+  std::int64_t classes = 0;       ///< of the whole label space, whatever was selected
+  std::vector<double> mean, std;  ///< of the normalisation: one a channel, one for all, or empty
+  std::string where;              ///< names the set in errors
+
+  std::int64_t size() const { return labels.size(0); }
+};
+
+/// Reads what `config` names: the split, of it the classes, of those the first `limit` of a shuffle
+/// seeded by `subset_seed` (in that order; without a limit the file's order), resized bilinearly
+/// with anti-aliasing.
+///
+/// - cifar10: records of 3,073 bytes, any number a file (10,000 officially).
+/// - idx: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and `t10k-…` for the test part, also
+///   with a dot for the second dash, also gzipped. Label space: the largest label + 1.
+/// - tensors: `images` (N, ...) uint8 or float32, `labels` (N) int64; label space: the metadata's
+///   `classes`, else the largest label + 1.
+/// - digits: 1,257 training and 540 test images of 8 × 8 (data/digits/ATTRIBUTION.md).
+///
+/// Throws Error{kConfig} when `config` contradicts itself, and Error{kInput} naming the file: one
+/// that is missing, has the wrong size (bytes seen and wanted), is not of the format or has no
+/// labels; a selected class without a sample; mean or std for another number of channels.
+Dataset load_dataset(const DataConfig& config);
+
+/// The samples of `indices`, in that order, with the same label space. O(bytes selected).
+Dataset subset(const Dataset& dataset, const std::vector<std::int64_t>& indices);
+
+/// The normalisation of a data set as y = scale[c] · x + offset[c] on the stored values: uint8 is
+/// scaled to [0, 1] and float32 taken as it is, then (x − mean) / std.
+struct Normalisation {
+  std::vector<float> scale, offset;  ///< one a channel, or one for all
+};
+Normalisation normalisation(const Dataset& dataset);
+
+/// Samples [begin, begin + count) as the network sees them: (count, ...) float32.
+at::Tensor normalised_batch(const Dataset& dataset, std::int64_t begin, std::int64_t count);
+
+}  // namespace weightsmith

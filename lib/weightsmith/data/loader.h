@@ -1,0 +1,89 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "weightsmith/data/augment.h"
+#include "weightsmith/data/dataset.h"
+
+namespace weightsmith {
+
+struct LoaderOptions {
+  std::int64_t batch_size = 128;
+  std::int64_t seed = 0;
+  bool shuffle = true;              ///< anew every epoch
+  std::vector<Pipeline> pipelines;  ///< one view of every sample a pipeline; empty: one, unchanged
+  int threads = 1;                  ///< that prepare batches
+  std::int64_t prefetch = 4;        ///< batches prepared ahead of the consumer, at most
+};
+
+/// Where in the endless sequence of batches a run is.
+struct LoaderPosition {
+  std::int64_t epoch = 0;
+  std::int64_t batch = 0;  ///< within the epoch
+};
+
+struct Batch {
+  LoaderPosition position;
+  std::vector<at::Tensor> views;  ///< one a pipeline: (B, ...) float32, normalised; same samples
+  at::Tensor labels;              ///< (B) int64
+};
+
+/// Shuffled, augmented, normalised batches, prepared by threads of its own. What a batch holds
+/// depends on (seed, epoch, sample, pipeline) alone: not on the number of threads, nor on where
+/// reading began, so a run resumes from a LoaderPosition.
+///
+/// An epoch visits every sample once. Its last batch may be smaller; one that would hold a single
+/// sample is left out, because batch statistics of one sample mean nothing (unless it is the only
+/// batch).
+class Loader {
+ public:
+  /// `dataset` must outlive the loader. Throws Error{kConfig} when a pipeline is asked of samples
+  /// that are not images (C, H, W).
+  Loader(const Dataset& dataset, LoaderOptions options, LoaderPosition start = {});
+  /// Stops the threads and waits for them.
+  ~Loader();
+  Loader(const Loader&) = delete;
+  Loader& operator=(const Loader&) = delete;
+
+  /// The next batch, epoch after epoch without end. Rethrows what went wrong while preparing it.
+  Batch next();
+
+  std::int64_t batches_per_epoch() const { return batches_per_epoch_; }
+
+ private:
+  struct Slot {
+    std::optional<Batch> batch;
+    std::exception_ptr error;
+  };
+
+  void work();
+  Batch prepare(std::int64_t number, std::vector<float>& scratch) const;
+  std::vector<std::int64_t> sample_order(std::int64_t epoch) const;
+
+  const Dataset& dataset_;
+  LoaderOptions options_;
+  Normalisation normalisation_;
+  std::int64_t batches_per_epoch_;
+
+  mutable std::mutex order_mutex_;
+  mutable std::int64_t order_epoch_ = -1;
+  mutable std::vector<std::int64_t> order_;  // of order_epoch_
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<Slot> slots_;  // batch number n stands in slot n mod prefetch
+  std::int64_t claimed_;     // next number a thread takes
+  std::int64_t consumed_;    // next number the consumer takes
+  bool stopping_ = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace weightsmith

@@ -1,0 +1,76 @@
+#include "weightsmith/data/data_config.h"
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "support/errors.h"
+#include "weightsmith/config/fields.h"
+#include "weightsmith/data/augment.h"
+
+namespace weightsmith {
+namespace {
+
+using test::error_of;
+
+template <class C>
+C parse(const std::string& text) {
+  const nlohmann::json json = nlohmann::json::parse(text);
+  const std::filesystem::path base = "/base";
+  C config;
+  from_config(ConfigNode{json, "data", base}, config);
+  return config;
+}
+
+TEST_CASE("a data reference is read, and written so that it reads the same", "[data]") {
+  const auto config = parse<DataConfig>(
+      R"({"format": "cifar10", "path": "bins", "split": "test", "classes": [4, 2], "relabel": true,
+          "limit": 100, "subset_seed": 3, "resize": 16, "mean": 0.5, "std": [0.1, 0.2, 0.3]})");
+  CHECK(config.path == "/base/bins");
+  CHECK(config.split == DataConfig::Split::kTest);
+  CHECK(config.classes == std::vector<std::int64_t>{4, 2});
+  CHECK(config.limit == 100);
+  CHECK(config.mean == std::vector<double>{0.5});
+  const nlohmann::json written = to_config(config);
+  CHECK(written["mean"] == 0.5);
+  CHECK(to_config(parse<DataConfig>(written.dump())) == written);
+  CHECK(to_config(parse<DataConfig>(to_config(DataConfig{}).dump())) == to_config(DataConfig{}));
+}
+
+TEST_CASE("a data reference that contradicts itself is refused by key", "[data]") {
+  const auto refused = [](const std::string& text) {
+    return error_of(ErrorKind::kConfig, [&] { parse<DataConfig>(text).validate("data.train"); });
+  };
+  CHECK_THAT(refused(R"({"format": "cifar10"})"), Catch::Contains("data.train.path"));
+  CHECK_THAT(refused(R"({"path": "x"})"), Catch::Contains("data.train.path"));
+  CHECK_THAT(refused(R"({"format": "tensors", "path": "x", "split": "test"})"),
+             Catch::Contains("data.train.split"));
+  CHECK_THAT(refused(R"({"format": "idx", "path": "x", "images": "i"})"),
+             Catch::Contains("data.train.labels"));
+  CHECK_THAT(refused(R"({"classes": [1, 1]})"), Catch::Contains("twice"));
+  CHECK_THAT(refused(R"({"relabel": true})"), Catch::Contains("data.train.relabel"));
+  CHECK_THAT(refused(R"({"limit": 0})"), Catch::Contains("data.train.limit"));
+  CHECK_THAT(refused(R"({"std": 0})"), Catch::Contains("data.train.std"));
+  CHECK_THAT(refused(R"({"formta": "idx"})"), Catch::Contains("did you mean \"format\""));
+  CHECK_THAT(refused(R"({"format": "folder"})"), Catch::Contains("known values"));
+}
+
+TEST_CASE("an augmentation is a name or an object with the parameters it has", "[data]") {
+  CHECK(parse<Augmentation>(R"("vertical_flip")").name == Augmentation::Name::kVerticalFlip);
+  const auto crop = parse<Augmentation>(R"({"name": "random_crop", "padding": 1})");
+  CHECK(crop.padding == 1);
+  CHECK(to_config(crop) == nlohmann::json::parse(R"({"name": "random_crop", "padding": 1})"));
+  CHECK(to_config(parse<Augmentation>(R"("affine")")) ==
+        nlohmann::json::parse(
+            R"({"name": "affine", "degrees": 15.0, "shift": 0.125, "scale": 0.1})"));
+  const auto refused = [](const std::string& text) {
+    return error_of(ErrorKind::kConfig, [&] { parse<Augmentation>(text); });
+  };
+  CHECK_THAT(refused(R"({"name": "horizontal_flip", "padding": 1})"),
+             Catch::Contains("padding") && Catch::Contains("unknown key"));
+  CHECK_THAT(refused(R"("mixup")"), Catch::Contains("known values"));
+  CHECK_THAT(refused(R"({"name": "rotation", "degrees": 181})"), Catch::Contains("[0, 180]"));
+  CHECK_THAT(refused(R"({"padding": 1})"), Catch::Contains("name"));
+}
+
+}  // namespace
+}  // namespace weightsmith

@@ -1,0 +1,146 @@
+#include "weightsmith/data/loader.h"
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <chrono>
+#include <thread>
+
+#include "support/errors.h"
+
+namespace weightsmith {
+namespace {
+
+/// Image i holds the bytes i, i + 1, ...; label i mod 4.
+Dataset numbered(std::int64_t n) {
+  Dataset set;
+  set.images = (at::arange(n).view({n, 1, 1, 1}) + at::arange(16).view({1, 1, 4, 4}))
+                   .to(at::kByte)
+                   .contiguous();
+  set.labels = at::arange(n).remainder(4);
+  set.classes = 4;
+  set.mean = {0.25};
+  set.std = {2.0};
+  set.where = "numbered";
+  return set;
+}
+
+LoaderOptions options_of(int threads) {
+  LoaderOptions options;
+  options.batch_size = 5;
+  options.seed = 11;
+  options.threads = threads;
+  options.prefetch = 3;
+  options.pipelines = {{{Augmentation::Name::kRandomCrop}},
+                       {{Augmentation::Name::kHorizontalFlip}, {Augmentation::Name::kAffine}}};
+  return options;
+}
+
+bool same(const Batch& a, const Batch& b) {
+  bool equal = a.position.epoch == b.position.epoch && a.position.batch == b.position.batch &&
+               a.labels.equal(b.labels) && a.views.size() == b.views.size();
+  for (std::size_t i = 0; equal && i < a.views.size(); ++i) equal = a.views[i].equal(b.views[i]);
+  return equal;
+}
+
+TEST_CASE("batches do not depend on threads, prefetch or the starting point", "[data]") {
+  const Dataset set = numbered(23);
+  Loader reference(set, options_of(1));
+  std::vector<Batch> expected;
+  for (int i = 0; i < 17; ++i) expected.push_back(reference.next());
+  CHECK(expected[4].views[0].size(0) == 3);
+  CHECK(expected[5].position.epoch == 1);
+  CHECK_FALSE(same(expected[0], expected[5]));
+
+  for (const int threads : {2, 5}) {
+    LoaderOptions options = options_of(threads);
+    options.prefetch = threads == 5 ? 1 : 7;
+    Loader loader(set, options);
+    for (const Batch& batch : expected) CHECK(same(loader.next(), batch));
+  }
+  for (const std::int64_t start : {1, 4, 5, 13}) {
+    Loader loader(set, options_of(2), {start / 5, start % 5});
+    for (std::size_t i = start; i < expected.size(); ++i) CHECK(same(loader.next(), expected[i]));
+  }
+}
+
+TEST_CASE("an epoch visits every sample once, shuffled anew", "[data]") {
+  const Dataset set = numbered(20);
+  LoaderOptions options;
+  options.batch_size = 6;
+  Loader loader(set, options);
+  CHECK(loader.batches_per_epoch() == 4);
+  at::Tensor orders[2];
+  for (at::Tensor& order : orders) {
+    std::vector<at::Tensor> first_pixels;
+    for (int b = 0; b < 4; ++b)
+      first_pixels.push_back(loader.next().views.at(0).select(1, 0).select(1, 0).select(1, 0));
+    order = at::cat(first_pixels);
+    const at::Tensor expected = normalised_batch(set, 0, 20).select(1, 0).select(1, 0).select(1, 0);
+    CHECK(std::get<0>(order.sort()).equal(std::get<0>(expected.sort())));
+    CHECK_FALSE(order.equal(expected));
+  }
+  CHECK_FALSE(orders[0].equal(orders[1]));
+
+  options.shuffle = false;
+  Loader in_order(set, options);
+  CHECK(in_order.next().views[0].equal(normalised_batch(set, 0, 6)));
+}
+
+TEST_CASE("views show the same samples, augmented differently by head", "[data]") {
+  const Dataset set = numbered(12);
+  LoaderOptions options;
+  options.batch_size = 12;
+  options.pipelines = {
+      {}, {{Augmentation::Name::kRandomCrop}}, {{Augmentation::Name::kRandomCrop}}};
+  Loader loader(set, options);
+  const Batch batch = loader.next();
+  REQUIRE(batch.views.size() == 3);
+  CHECK_FALSE(batch.views[1].equal(batch.views[2]));
+  // The plain view tells which samples these are: every label fits its image.
+  for (std::int64_t i = 0; i < 12; ++i) {
+    const auto sample = std::lround((batch.views[0][i][0][0][0].item<double>() * 2 + 0.25) * 255);
+    CHECK(sample % 4 == batch.labels[i].item<std::int64_t>());
+  }
+}
+
+TEST_CASE("a last batch of one sample is left out, unless it is the only one", "[data]") {
+  LoaderOptions options;
+  options.batch_size = 5;
+  CHECK(Loader(numbered(11), options).batches_per_epoch() == 2);
+  CHECK(Loader(numbered(12), options).batches_per_epoch() == 3);
+  CHECK(Loader(numbered(1), options).batches_per_epoch() == 1);
+}
+
+TEST_CASE("what fails in a loader's thread reaches the consumer, every time", "[data]") {
+  const Dataset set = numbered(8);
+  LoaderOptions options;
+  options.pipelines = {{{Augmentation::Name::kRandomCrop}}};
+  options.pipelines[0][0].padding = -1;  // breaks an invariant of augment()
+  options.threads = 2;
+  Loader loader(set, options);
+  CHECK_THROWS(loader.next());
+  CHECK_THROWS(loader.next());
+}
+
+TEST_CASE("a loader that is dropped early stops at once", "[data]") {
+  const Dataset set = numbered(200);
+  for (int i = 0; i < 50; ++i) {
+    Loader loader(set, options_of(3));
+    if (i % 2 == 0) loader.next();
+  }
+}
+
+TEST_CASE("pipelines are refused for samples that are not images", "[data]") {
+  Dataset set = numbered(8);
+  set.images = set.images.flatten(1);
+  const std::string error =
+      test::error_of(ErrorKind::kConfig, [&] { Loader loader(set, options_of(1)); });
+  CHECK_THAT(error, Catch::Contains("augmentations"));
+  LoaderOptions options;
+  options.batch_size = 4;
+  CHECK(Loader(set, options).next().views[0].sizes() == at::IntArrayRef({4, 16}));
+}
+
+}  // namespace
+}  // namespace weightsmith
