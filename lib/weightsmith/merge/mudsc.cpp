@@ -11,6 +11,7 @@
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
 #include "weightsmith/match/align.h"
+#include "weightsmith/match/similarity_accumulator.h"
 #include "weightsmith/match/visit_order.h"
 #include "weightsmith/match/zip.h"
 
@@ -83,8 +84,8 @@ class Matcher {
   std::size_t size() const { return groups_.groups.size(); }
 
   Similarity::Scope scope() const {
-    return options_.variant.method == MergeMethod::kAlign ? Similarity::kCrossModel
-                                                          : Similarity::kAllPairs;
+    return options_.variant.method == MergeMethod::kAlign ? Similarity::Scope::kCrossModel
+                                                          : Similarity::Scope::kAllPairs;
   }
 
   double mean_value() const {
@@ -95,14 +96,14 @@ class Matcher {
 
   Matching match(std::size_t g, const Similarity& similarity) {
     const UnitGroup& group = groups_.groups[g];
+    const std::string where = "group " + group.name;
     const Stopwatch watch(result_.matching_s);
-    try {
-      if (options_.variant.method == MergeMethod::kAlign) return align(similarity, group.blocks);
-      return zip(similarity, group.blocks, {options_.zip.reduce, options_.zip.a, options_.zip.b});
-    } catch (const Error& e) {
-      if (e.kind() == ErrorKind::kInternal) throw;
-      throw Error(e.kind(), "group " + group.name, e.what());
-    }
+    if (options_.variant.method == MergeMethod::kAlign) return align(similarity, group.blocks, where);
+    ZipOptions zip_options;
+    zip_options.reduce = options_.zip.reduce;
+    zip_options.a = options_.zip.a;
+    zip_options.b = options_.zip.b;
+    return zip(similarity, zip_options, group.blocks, where);
   }
 
   void match_by_activations() {
@@ -129,11 +130,9 @@ class Matcher {
       const Stopwatch watch(result_.similarity_s);
       similarity = weight_similarity(states_, groups_, uses_, g, result_.matchings,
                                      options_.similarity, scope());
-      if (options_.variant.space == MergeSpace::kDual) {
-        const double balance = options_.variant.balance;
-        similarity.values.mul_(balance).add_(in_scope(activation_[g], scope()).values,
-                                             1.0 - balance);
-      }
+      if (options_.variant.space == MergeSpace::kDual)
+        similarity = blend(similarity, in_scope(activation_[g], scope()), options_.variant.balance,
+                           "group " + groups_.groups[g].name);
     }
     Matching matching = match(g, similarity);
     if (matching.slot != result_.matchings[g].slot) ++versions_[g];
@@ -189,7 +188,7 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
   const at::NoGradGuard no_grad;
   const UnitGroup& group = groups.groups[g];
   const auto models = static_cast<std::int64_t>(states.models.size());
-  StreamedSimilarity similarity(models, group.units, scope);
+  SimilarityAccumulator similarity(models, group.units, scope);
   for (const GroupMember& member : group.members) {
     if (states.buffers.contains(member.parameter)) continue;
     std::vector<at::Tensor> rows;
@@ -206,7 +205,7 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
                          .movedim(member.axis, 0)
                          .reshape({group.units, -1}));
     }
-    similarity.add_columns(rows, member.parameter);
+    similarity.add(rows, 0, member.parameter);
   }
   return measure == SimilarityMeasure::kCorrelation ? similarity.correlation()
                                                     : similarity.cosine();
