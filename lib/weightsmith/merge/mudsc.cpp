@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
+#include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
 #include <chrono>
@@ -47,6 +48,18 @@ std::vector<std::vector<std::size_t>> neighbours_of(const UnitGroups& groups,
   std::vector<std::vector<std::size_t>> neighbours;
   for (const auto& set : found) neighbours.emplace_back(set.begin(), set.end());
   return neighbours;
+}
+
+/// Statistics of all pairs serve align as well: model 0 against every other model is a part of them.
+Similarity in_scope(const Similarity& similarity, Similarity::Scope scope) {
+  if (similarity.scope == scope) return similarity;
+  WS_CHECK(similarity.scope == Similarity::Scope::kAllPairs);
+  const std::int64_t n = similarity.units;
+  const at::Tensor rows = similarity.values.narrow(0, 0, n).narrow(1, n, (similarity.models - 1) * n);
+  Similarity part = similarity;
+  part.scope = scope;
+  part.values = rows.reshape({n, similarity.models - 1, n}).transpose(0, 1).contiguous();
+  return part;
 }
 
 /// One run of matching: the state of the sweeps.
@@ -207,8 +220,8 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
     }
     similarity.add(rows, 0, member.parameter);
   }
-  return measure == SimilarityMeasure::kCorrelation ? similarity.correlation()
-                                                    : similarity.cosine();
+  const std::string where = "weights of group " + group.name;
+  return measure == SimilarityMeasure::kCorrelation ? similarity.correlation(where) : similarity.cosine(where);
 }
 
 MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
 
@@ -70,7 +71,7 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models, 
   observers.reserve(models.size());
   for (ScriptModel& model : models) {
     model.train(false);
-    observers.emplace_back(model.module(), names);
+    observers.emplace_back(model.module(), names, model.where());
   }
 
   Phase phase(progress, "activations", data.size(), "images");

@@ -1,0 +1,22 @@
+// lookaround-train: train a network with Lookaround, or with the methods it is compared with.
+//
+//   lookaround-train --config configs/lookaround-train/digits.json --set method.type=sgd --out runs/sgd
+//
+// Zhang, Liu, Song, Zhu, Xu, Song: "Lookaround Optimizer: k steps around, 1 step average", NeurIPS 2023.
+
+#include "common/tool.h"
+#include "weightsmith/train/train_config.h"
+#include "weightsmith/train/trainer.h"
+
+namespace weightsmith {
+namespace {
+
+const ToolAbout kAbout{
+    "lookaround-train",
+    "Trains a network with Lookaround: several networks start from one point, each takes k steps on its own\n"
+    "augmentation of the same samples, then they are averaged; repeat (Zhang et al., \"Lookaround Optimizer: k steps\n"
+    "around, 1 step average\", NeurIPS 2023). Also trains the methods it is compared with, at equal compute.",
+    "lookaround-train --config train.json --set method.heads=3 --out runs/lookaround"};
+
+}  // namespace
+}  // namespace weightsmith
