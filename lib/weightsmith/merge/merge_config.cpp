@@ -26,7 +26,9 @@ EnumNames<NormalizationMode> enum_names(NormalizationMode) {
   return {{NormalizationMode::kNone, "none"}, {NormalizationMode::kReset, "reset"}};
 }
 
-EnumNames<Candidates> enum_names(Candidates) { return {{Candidates::kAll, "all"}, {Candidates::kSet, "set"}}; }
+EnumNames<Candidates> enum_names(Candidates) {
+  return {{Candidates::kAll, "all"}, {Candidates::kSet, "set"}};
+}
 
 template <class Fields>
 void fields(Fields& f, MergeVariant& c) {

@@ -21,7 +21,8 @@ void check_same_architecture(const std::vector<ScriptModel>& models) {
     const std::size_t more = differences.size() > 3 ? differences.size() - 3 : 0;
     differences.resize(std::min<std::size_t>(differences.size(), 3));
     throw Error(ErrorKind::kInput, models[i].where(),
-                fmt::format("not of the architecture of {}: {}{}", models.front().where(), fmt::join(differences, "; "),
+                fmt::format("not of the architecture of {}: {}{}", models.front().where(),
+                            fmt::join(differences, "; "),
                             more > 0 ? fmt::format("; and {} more", more) : ""),
                 "only networks of one architecture can be merged");
   }
@@ -33,7 +34,8 @@ UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups) 
   if (groups == "auto") {
     const nlohmann::json& metadata = model.metadata();
     if (!metadata.contains("builtin"))
-      throw Error(ErrorKind::kInput, model.where(), "its unit groups are not known: it was not made as a builtin network",
+      throw Error(ErrorKind::kInput, model.where(),
+                  "its unit groups are not known: it was not made as a builtin network",
                   "describe them in a group file (docs/formats.md) and set groups to its path");
     where = model.where();
     found = builtin_unit_groups(metadata.at("builtin").get<std::string>(),
@@ -55,7 +57,8 @@ void check_finite(const std::vector<ScriptModel>& models) {
   for (const ScriptModel& model : models)
     for (const auto& [name, tensor] : model.state_dict())
       if (tensor.is_floating_point() && !at::isfinite(tensor).all().item<bool>())
-        throw Error(ErrorKind::kNumeric, model.where(), fmt::format("{} holds NaN or infinite values", name),
+        throw Error(ErrorKind::kNumeric, model.where(),
+                    fmt::format("{} holds NaN or infinite values", name),
                     "the model is broken: train it again or use an earlier checkpoint");
 }
 

@@ -14,7 +14,8 @@
 namespace weightsmith {
 namespace {
 
-/// Mean and sum of squared deviations of one layer's inputs, a channel each, over the batches so far.
+/// Mean and sum of squared deviations of one layer's inputs, a channel each, over the batches so
+/// far.
 struct Moments {
   at::Tensor running_mean;  // of the network
   at::Tensor running_var;
@@ -28,7 +29,8 @@ struct Moments {
     for (std::int64_t d = 0; d < input.dim(); ++d)
       if (d != 1) others.push_back(d);
     const auto n = static_cast<double>(input.numel() / input.size(1));
-    const auto [batch_var, batch_mean] = at::var_mean(input.to(at::kFloat), others, /*unbiased=*/false);
+    const auto [batch_var, batch_mean] =
+        at::var_mean(input.to(at::kFloat), others, /*unbiased=*/false);
     const at::Tensor new_mean = batch_mean.to(at::kDouble);
     const at::Tensor new_square = batch_var.to(at::kDouble) * n;
     if (count == 0) {
@@ -81,8 +83,8 @@ class BatchNormObserver final : public NodeObserver {
 
 }  // namespace
 
-std::int64_t reset_batch_norm(ScriptModel& model, const Dataset& data, std::int64_t batch_size, at::Device device,
-                              Progress& progress) {
+std::int64_t reset_batch_norm(ScriptModel& model, const Dataset& data, std::int64_t batch_size,
+                              at::Device device, Progress& progress) {
   const at::NoGradGuard no_grad;
   model.train(false);
   const GraphRunner runner(model.module(), model.where());
@@ -93,7 +95,8 @@ std::int64_t reset_batch_norm(ScriptModel& model, const Dataset& data, std::int6
     const std::int64_t count = std::min(batch_size, data.size() - begin);
     if (count == 1 && begin > 0) break;
     runner.run({model.preprocessed(normalised_batch(data, begin, count).to(device))}, &observer);
-    if (observer.layers() == 0) return 0;  // one batch was enough to see that there is no batch norm
+    if (observer.layers() == 0)
+      return 0;  // one batch was enough to see that there is no batch norm
     phase.update(begin + count);
   }
   observer.store();

@@ -22,15 +22,16 @@ struct GroupTap {
   bool channels_second;  ///< axes of space follow the units; else the units come last
 };
 
-/// The consumer of a tap tells: a convolution's weight has axes of space, a linear layer's has none. Other taps are
-/// told apart by the value itself.
+/// The consumer of a tap tells: a convolution's weight has axes of space, a linear layer's has
+/// none. Other taps are told apart by the value itself.
 bool consumer_is_spatial(const std::string& tap, const TensorMap& parameters) {
   const auto parameter = parameters.find(tap.substr(0, tap.find_last_of('/')));
   return parameter == parameters.end() || parameter->second.dim() >= 3;
 }
 
 /// The tap's tensor as (observations…, units, …) and the axis of the units in it.
-std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const UnitGroup& group, const GroupTap& tap) {
+std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const UnitGroup& group,
+                                              const GroupTap& tap) {
   const std::int64_t n = group.units;
   if (tap.channels_second && value.dim() >= 3 && value.size(1) == n) return {value, 1};
   if (value.dim() >= 2 && value.size(-1) == n) return {value, value.dim() - 1};
@@ -41,16 +42,18 @@ std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const Uni
     return {value.reshape(shape), value.dim() - 1};
   }
   throw Error(ErrorKind::kInput, fmt::format("group {}, tap {}", group.name, tap.tap),
-              fmt::format("its value of shape [{}] holds no axis of {} units", fmt::join(value.sizes(), ", "), n),
+              fmt::format("its value of shape [{}] holds no axis of {} units",
+                          fmt::join(value.sizes(), ", "), n),
               "name another tap in the group file");
 }
 
 }  // namespace
 
-std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models, const UnitGroups& groups,
-                                              const Dataset& data, std::int64_t batch_size,
-                                              SimilarityMeasure measure, Similarity::Scope scope,
-                                              at::Device device, Progress& progress) {
+std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
+                                              const UnitGroups& groups, const Dataset& data,
+                                              std::int64_t batch_size, SimilarityMeasure measure,
+                                              Similarity::Scope scope, at::Device device,
+                                              Progress& progress) {
   const at::NoGradGuard no_grad;
   const TensorMap parameters = models.front().parameters();
   std::vector<GroupTap> taps;
@@ -59,7 +62,8 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models, 
   for (std::size_t g = 0; g < groups.groups.size(); ++g) {
     const UnitGroup& group = groups.groups[g];
     if (group.taps.empty())
-      throw Error(ErrorKind::kInput, "group " + group.name, "has no tap, so its activations cannot be seen",
+      throw Error(ErrorKind::kInput, "group " + group.name,
+                  "has no tap, so its activations cannot be seen",
                   "add one to the group file, or set space to weight");
     for (const std::string& tap : group.taps) {
       taps.push_back({g, tap, consumer_is_spatial(tap, parameters)});
@@ -75,7 +79,8 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models, 
   }
 
   Phase phase(progress, "activations", data.size(), "images");
-  // A parameter that is used several times shows its tap as often: seen[t] lists the values of one model in order.
+  // A parameter that is used several times shows its tap as often: seen[t] lists the values of one
+  // model in order.
   using Seen = std::vector<std::vector<at::Tensor>>;
   std::vector<Seen> earlier(models.size() - 1);
   for (std::int64_t begin = 0; begin < data.size(); begin += batch_size) {
@@ -84,25 +89,27 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models, 
     const at::Tensor batch = normalised_batch(data, begin, count).to(device);
     for (std::size_t i = 0; i + 1 < models.size(); ++i) {
       earlier[i].assign(taps.size(), {});
-      observers[i].run({models[i].preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
-        earlier[i][t].push_back(value.clone());  // operators that follow may work in place
-      });
+      observers[i].run(
+          {models[i].preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
+            earlier[i][t].push_back(value.clone());  // operators that follow may work in place
+          });
     }
     std::vector<std::size_t> uses(taps.size(), 0);
-    observers.back().run({models.back().preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
-      const UnitGroup& group = groups.groups[taps[t].group];
-      std::vector<at::Tensor> features;
-      std::int64_t axis = 0;
-      const auto add = [&](const at::Tensor& tensor) {
-        auto [shaped, unit] = unit_axis(tensor, group, taps[t]);
-        axis = unit;
-        features.push_back(std::move(shaped));
-      };
-      for (Seen& seen : earlier) add(seen[t].at(uses[t]));
-      add(value);
-      ++uses[t];
-      accumulators[taps[t].group].add(features, axis, taps[t].tap);
-    });
+    observers.back().run({models.back().preprocessed(batch)},
+                         [&](std::size_t t, const at::Tensor& value) {
+                           const UnitGroup& group = groups.groups[taps[t].group];
+                           std::vector<at::Tensor> features;
+                           std::int64_t axis = 0;
+                           const auto add = [&](const at::Tensor& tensor) {
+                             auto [shaped, unit] = unit_axis(tensor, group, taps[t]);
+                             axis = unit;
+                             features.push_back(std::move(shaped));
+                           };
+                           for (Seen& seen : earlier) add(seen[t].at(uses[t]));
+                           add(value);
+                           ++uses[t];
+                           accumulators[taps[t].group].add(features, axis, taps[t].tap);
+                         });
     phase.update(begin + count);
   }
 
