@@ -71,9 +71,9 @@ void read_value(const ConfigNode& node, std::filesystem::path& value) {
 void fail_unknown_key(const ConfigNode& node, const std::string& key,
                       const std::vector<std::string>& known) {
   const std::string nearest = nearest_name(key, known);
-  ConfigNode{node.value, node.key.empty() ? key : node.key + "." + key, node.base}.fail(
-      "unknown key",
-      nearest.empty() ? "see --print-schema" : fmt::format("did you mean \"{}\"?", nearest));
+  node.child(key, node.value.at(key))
+      .fail("unknown key",
+            nearest.empty() ? "see --print-schema" : fmt::format("did you mean \"{}\"?", nearest));
 }
 
 }  // namespace detail

@@ -29,18 +29,39 @@
 /// An enumeration `E` declares `EnumNames<E> enum_names(E)`.
 namespace weightsmith {
 
-/// A value of a configuration, the key path that leads to it (for errors) and the folder relative
-/// paths start from.
+/// Values set on the command line: their relative paths start from the current folder.
+struct OverriddenKeys {
+  std::vector<std::string> keys;  ///< key paths as in ConfigNode::key
+  std::filesystem::path folder;
+
+  bool cover(const std::string& key) const {
+    return std::find(keys.begin(), keys.end(), key) != keys.end();
+  }
+};
+
+/// A value of a configuration, the key path that leads to it ("models[0].name", for errors) and the
+/// folder relative paths start from.
 struct ConfigNode {
   const nlohmann::json& value;
   std::string key;
   const std::filesystem::path& base;
+  const OverriddenKeys* overridden = nullptr;
 
   ConfigNode child(const std::string& name, const nlohmann::json& child_value) const {
-    return {child_value, key.empty() ? name : key + "." + name, base};
+    return at(key.empty() ? name : key + "." + name, child_value);
+  }
+  ConfigNode item(std::size_t index) const {
+    return at(fmt::format("{}[{}]", key, index), value[index]);
   }
   [[noreturn]] void fail(std::string_view what, std::string_view remedy = {}) const {
     throw Error(ErrorKind::kConfig, key.empty() ? "config" : key, what, remedy);
+  }
+
+ private:
+  ConfigNode at(std::string path, const nlohmann::json& child_value) const {
+    const bool from_command_line = overridden != nullptr && overridden->cover(path);
+    return {child_value, std::move(path), from_command_line ? overridden->folder : base,
+            overridden};
   }
 };
 
@@ -102,7 +123,7 @@ void read_value(const ConfigNode& node, std::vector<T>& value) {
   value.clear();
   for (std::size_t i = 0; i < node.value.size(); ++i) {
     T item{};
-    read_value(ConfigNode{node.value[i], fmt::format("{}[{}]", node.key, i), node.base}, item);
+    read_value(node.item(i), item);
     value.push_back(std::move(item));
   }
 }

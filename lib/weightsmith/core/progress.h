@@ -18,6 +18,8 @@ class Progress {
   virtual void update(std::int64_t done, std::string_view detail = {}) = 0;
   /// The phase is over; its wall time goes to run.json.
   virtual void end() = 0;
+  /// Something the user should know that is not an error; one line.
+  virtual void warn(std::string_view /*message*/) {}
 };
 
 /// Reports nothing.

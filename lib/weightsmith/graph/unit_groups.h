@@ -41,17 +41,31 @@ struct UnitGroups {
   std::vector<UnitGroup> groups;
 };
 
-/// The JSON of docs/formats.md. Reading throws Error{kInput} naming `where` and the group.
+/// Reads what `mudsc-merge explain --json` writes, or a file written by hand:
+///     {"groups": [{"name": "fc1", "units": 64, "blocks": 1, "tap": "fc2.weight/input",
+///                  "members": [{"parameter": "fc1.weight", "axis": 0}, ...]}]}
+/// A member's `offset` defaults to 0, its `length` to the rest of the axis (0 in the struct until
+/// check_unit_groups fills it in), its `role` to "in" on axis 1 and "out" elsewhere; `blocks`
+/// defaults to 1; `tap` is a string or a list and may be missing. The keys `units`, `pinned` and
+/// `proof` beside `groups` are ignored. Throws Error{kInput} naming `where`, the group and the
+/// member.
 UnitGroups unit_groups_from_json(const nlohmann::json& json, const std::string& where);
+/// Every key written out, except a `length` not known yet.
 nlohmann::json unit_groups_to_json(const UnitGroups& groups);
+/// Throws Error{kInput} when the file is missing or not JSON.
 UnitGroups read_unit_groups(const std::filesystem::path& path);
 
-/// Checks groups against a network's parameters and buffers: every member exists, lies inside its
-/// axis, holds units · k elements; no element of an axis belongs to two groups. Throws
-/// Error{kInput} naming the group and member.
-void check_unit_groups(const UnitGroups& groups, const TensorMap& state, const std::string& where);
+/// Checks groups against a network's parameters and buffers and returns them with every length
+/// filled in: every member exists, lies inside its axis and holds units · k elements; no element of
+/// an axis belongs to two members. Throws Error{kInput} naming `where`, the group and the member.
+[[nodiscard]] UnitGroups check_unit_groups(const UnitGroups& groups, const TensorMap& state,
+                                           const std::string& where);
 
-/// The groups of a builtin network (model/builtin.h) with the given options.
+/// The groups of a builtin network (model/builtin.h) with the given options, in the order in which
+/// the network first produces them and each named after the layer that does so ("layer1.0.conv1").
+/// Members stand in the order of the forward pass. A group's tap is the input of the last layer
+/// that consumes it. A group norm makes its groups the blocks. Throws Error{kConfig} as
+/// builtin_options does.
 UnitGroups builtin_unit_groups(const std::string& name, const nlohmann::json& options);
 
 }  // namespace weightsmith

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+namespace weightsmith {
+
+/// A JSON file; "-" reads standard input. Comments are allowed, a key given twice is not. Throws
+/// Error{kConfig} naming the file and the line.
+nlohmann::json read_json(const std::filesystem::path& path);
+
+/// Sets one value: `key.path=JSON`, list items by number (`models.0.name="a"`). What is not valid
+/// JSON is taken as a string, so that `method=zip` needs no quotes. Returns the key path as errors
+/// and ConfigNode write it ("models[0].name"). Throws Error{kConfig}.
+std::string apply_override(nlohmann::json& config, const std::string& assignment);
+
+/// Checks a configuration against a draft-07 schema. Throws Error{kConfig} naming the key path,
+/// what was found and what is allowed; for a key the schema does not know, the nearest one it does.
+void validate_schema(const nlohmann::json& config, const nlohmann::json& schema);
+
+/// The schema of a tool (configs/schema/<tool>.schema.json, compiled in), its references to
+/// common.schema.json resolved. Throws Error{kInternal} for an unknown tool.
+nlohmann::json tool_schema(const std::string& tool);
+
+/// The default values a schema states, as the configuration that spells them out.
+nlohmann::json schema_defaults(const nlohmann::json& schema);
+
+/// The key path of the first value in which two configurations differ; "" when they are equal.
+std::string first_difference(const nlohmann::json& a, const nlohmann::json& b);
+
+}  // namespace weightsmith

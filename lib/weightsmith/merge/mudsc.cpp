@@ -1,0 +1,221 @@
+#include "weightsmith/merge/mudsc.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <optional>
+
+#include "weightsmith/core/error.h"
+#include "weightsmith/core/stop.h"
+#include "weightsmith/match/align.h"
+#include "weightsmith/match/visit_order.h"
+#include "weightsmith/match/zip.h"
+
+namespace weightsmith {
+namespace {
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& total_s)
+      : total_s_(total_s), started_(std::chrono::steady_clock::now()) {}
+  ~Stopwatch() {
+    total_s_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& total_s_;
+  std::chrono::steady_clock::time_point started_;
+};
+
+/// The groups that meet group g in a parameter on another axis; g itself when it is on two axes of
+/// one parameter.
+std::vector<std::vector<std::size_t>> neighbours_of(const UnitGroups& groups,
+                                                    const ParameterUses& uses) {
+  std::vector<std::set<std::size_t>> found(groups.groups.size());
+  for (const auto& [name, list] : uses)
+    for (const AxisUse& a : list)
+      for (const AxisUse& b : list)
+        if (groups.groups[a.group].members[a.member].axis !=
+            groups.groups[b.group].members[b.member].axis)
+          found[a.group].insert(b.group);
+  std::vector<std::vector<std::size_t>> neighbours;
+  for (const auto& set : found) neighbours.emplace_back(set.begin(), set.end());
+  return neighbours;
+}
+
+/// One run of matching: the state of the sweeps.
+class Matcher {
+ public:
+  Matcher(const NetworkStates& states, const UnitGroups& groups,
+          const std::vector<Similarity>& activation, const MatchOptions& options,
+          Progress& progress)
+      : states_(states),
+        groups_(groups),
+        activation_(activation),
+        options_(options),
+        progress_(progress),
+        uses_(parameter_uses(groups)),
+        neighbours_(neighbours_of(groups, uses_)),
+        versions_(groups.groups.size(), 0),
+        seen_(groups.groups.size()) {
+    result_.matchings.resize(groups.groups.size());
+  }
+
+  MatchResult run() {
+    const auto models = static_cast<std::int64_t>(states_.models.size());
+    if (options_.variant.method == MergeMethod::kAverage) {
+      for (std::size_t g = 0; g < size(); ++g)
+        result_.matchings[g] = identity_matching(models, groups_.groups[g].units);
+      return std::move(result_);
+    }
+    if (options_.variant.space != MergeSpace::kWeight) match_by_activations();
+    if (options_.variant.space != MergeSpace::kActivation) sweep();
+    result_.objective = mean_value();
+    return std::move(result_);
+  }
+
+ private:
+  std::size_t size() const { return groups_.groups.size(); }
+
+  Similarity::Scope scope() const {
+    return options_.variant.method == MergeMethod::kAlign ? Similarity::kCrossModel
+                                                          : Similarity::kAllPairs;
+  }
+
+  double mean_value() const {
+    double total = 0;
+    for (const Matching& m : result_.matchings) total += m.value;
+    return size() > 0 ? total / static_cast<double>(size()) : 0.0;
+  }
+
+  Matching match(std::size_t g, const Similarity& similarity) {
+    const UnitGroup& group = groups_.groups[g];
+    const Stopwatch watch(result_.matching_s);
+    try {
+      if (options_.variant.method == MergeMethod::kAlign) return align(similarity, group.blocks);
+      return zip(similarity, group.blocks, {options_.zip.reduce, options_.zip.a, options_.zip.b});
+    } catch (const Error& e) {
+      if (e.kind() == ErrorKind::kInternal) throw;
+      throw Error(e.kind(), "group " + group.name, e.what());
+    }
+  }
+
+  void match_by_activations() {
+    WS_CHECK(activation_.size() == size());
+    Phase phase(progress_, "match activations", static_cast<std::int64_t>(size()), "groups");
+    for (std::size_t g = 0; g < size(); ++g) {
+      stop_here_if_requested();
+      result_.matchings[g] = match(g, in_scope(activation_[g], scope()));
+      ++result_.groups_matched;
+      phase.update(static_cast<std::int64_t>(g) + 1);
+    }
+  }
+
+  /// Matches group g again if a neighbour has changed since it was last matched here.
+  void visit(std::size_t g) {
+    std::vector<std::int64_t> now;
+    for (const std::size_t h : neighbours_[g]) now.push_back(versions_[h]);
+    if (seen_[g] && *seen_[g] == now) {
+      ++result_.groups_skipped;
+      return;
+    }
+    Similarity similarity;
+    {
+      const Stopwatch watch(result_.similarity_s);
+      similarity = weight_similarity(states_, groups_, uses_, g, result_.matchings,
+                                     options_.similarity, scope());
+      if (options_.variant.space == MergeSpace::kDual) {
+        const double balance = options_.variant.balance;
+        similarity.values.mul_(balance).add_(in_scope(activation_[g], scope()).values,
+                                             1.0 - balance);
+      }
+    }
+    Matching matching = match(g, similarity);
+    if (matching.slot != result_.matchings[g].slot) ++versions_[g];
+    result_.matchings[g] = std::move(matching);
+    seen_[g] = std::move(now);
+    ++result_.groups_matched;
+  }
+
+  void sweep() {
+    VisitOrder order(static_cast<std::int64_t>(size()));
+    Phase phase(progress_, "match weights", options_.iterations.max, "sweeps");
+    std::vector<Matching> best;
+    double best_total = -std::numeric_limits<double>::infinity();
+    std::int64_t failures = 0;
+    for (std::int64_t sweep = 0; sweep < options_.iterations.max; ++sweep) {
+      for (const std::int64_t g : order.next()) {
+        stop_here_if_requested();
+        visit(static_cast<std::size_t>(g));
+      }
+      const double total = mean_value();
+      result_.objective_history.push_back(total);
+      phase.update(sweep + 1, fmt::format("objective {:.5f}", total));
+      if (best.empty() || total > best_total) {
+        best = result_.matchings;
+        best_total = total;
+        failures = 0;
+      } else if (++failures >= options_.iterations.patience) {
+        break;
+      }
+    }
+    if (!best.empty()) result_.matchings = std::move(best);
+  }
+
+  const NetworkStates& states_;
+  const UnitGroups& groups_;
+  const std::vector<Similarity>& activation_;
+  const MatchOptions& options_;
+  Progress& progress_;
+  ParameterUses uses_;
+  std::vector<std::vector<std::size_t>> neighbours_;
+  std::vector<std::int64_t> versions_;  // of a group's matching
+  std::vector<std::optional<std::vector<std::int64_t>>>
+      seen_;  // neighbours' versions when last matched
+  MatchResult result_;
+};
+
+}  // namespace
+
+Similarity weight_similarity(const NetworkStates& states, const UnitGroups& groups,
+                             const ParameterUses& uses, std::size_t g,
+                             const std::vector<Matching>& matchings, SimilarityMeasure measure,
+                             Similarity::Scope scope) {
+  const at::NoGradGuard no_grad;
+  const UnitGroup& group = groups.groups[g];
+  const auto models = static_cast<std::int64_t>(states.models.size());
+  StreamedSimilarity similarity(models, group.units, scope);
+  for (const GroupMember& member : group.members) {
+    if (states.buffers.contains(member.parameter)) continue;
+    std::vector<at::Tensor> rows;
+    for (std::int64_t i = 0; i < models; ++i) {
+      at::Tensor tensor = states.models[i].at(member.parameter).detach().to(at::kFloat);
+      for (const AxisUse& use : uses.at(member.parameter)) {
+        const GroupMember& other = groups.groups[use.group].members[use.member];
+        if (other.axis == member.axis || matchings[use.group].slots == 0) continue;
+        tensor =
+            spread_units(tensor, other, matchings[use.group], i,
+                         other.role == MemberRole::kIn ? SlotWeight::kAverage : SlotWeight::kOne);
+      }
+      rows.push_back(tensor.narrow(member.axis, member.offset, member.length)
+                         .movedim(member.axis, 0)
+                         .reshape({group.units, -1}));
+    }
+    similarity.add_columns(rows, member.parameter);
+  }
+  return measure == SimilarityMeasure::kCorrelation ? similarity.correlation()
+                                                    : similarity.cosine();
+}
+
+MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
+                        const std::vector<Similarity>& activation, const MatchOptions& options,
+                        Progress& progress) {
+  return Matcher(states, groups, activation, options, progress).run();
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "weightsmith/graph/unit_groups.h"
+#include "weightsmith/match/matching.h"
+#include "weightsmith/tensor/tensor_map.h"
+
+namespace weightsmith {
+
+/// A stretch of one parameter axis and the group whose units it carries.
+struct AxisUse {
+  std::size_t group = 0;   ///< index into UnitGroups::groups
+  std::size_t member = 0;  ///< index into its members
+};
+
+/// Which groups meet each parameter. From the end of an axis to its start: spreading one stretch
+/// may change the length of what lies behind it.
+using ParameterUses = std::map<std::string, std::vector<AxisUse>>;
+ParameterUses parameter_uses(const UnitGroups& groups);
+
+/// What a unit's elements are multiplied by when they are added to its slot; c is the number of
+/// units in the slot, N the number of models. The mean over models of what is spread so gives the
+/// merged parameter (mudsc.md, "Applying").
+enum class SlotWeight {
+  kOne,      ///< an axis that consumes units: the slots' contributions add up
+  kAverage,  ///< N / c, an axis that produces units: the slot is the mean of its units
+};
+
+/// Spreads the units of model `model` along one stretch of an axis into their slots: element block
+/// u of the stretch (units · k → k elements a unit) is added, weighted, to block slot(u) of the
+/// result, whose stretch is slots · k long. The rest of the axis stays. Shapes: tensor (…, L, …) →
+/// (…, L − units·k + slots·k, …).
+at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
+                        const Matching& matching, std::int64_t model, SlotWeight weight);
+
+/// Merges one parameter: every model's tensor is spread along all its member axes, then averaged
+/// over the models. A tensor that is not floating point is taken from the first model (batch norm's
+/// counter of batches). `matchings[g]` belongs to group g. `tensors` holds one tensor a model, of
+/// equal shape; the result has their dtype and is accumulated in float32 or wider.
+at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
+                           const UnitGroups& groups, const std::vector<Matching>& matchings);
+
+/// merge_parameter over whole networks.
+TensorMap merge_states(const std::vector<TensorMap>& states, const UnitGroups& groups,
+                       const std::vector<Matching>& matchings);
+
+}  // namespace weightsmith

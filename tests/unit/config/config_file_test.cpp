@@ -1,0 +1,98 @@
+#include "weightsmith/config/config_file.h"
+
+#include <nlohmann/json.hpp>
+
+#include "support/expect_error.h"
+#include "support/temporary_folder.h"
+#include "weightsmith/core/atomic_file.h"
+
+namespace weightsmith {
+namespace {
+
+using nlohmann::json;
+using testing::expect_error;
+using testing::TemporaryFolder;
+
+const json kSchema = json::parse(R"({
+  "type": "object", "additionalProperties": false, "required": ["name"],
+  "properties": {
+    "name": {"type": "string"},
+    "balance": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
+    "mode": {"type": "string", "enum": ["on", "off"], "default": "on"},
+    "sets": {"type": "array", "items": {"$ref": "#/definitions/set"}},
+    "nested": {"type": "object", "additionalProperties": false, "properties": {"k": {"type": "integer", "default": 5}}}
+  },
+  "definitions": {"set": {"type": "object", "additionalProperties": false, "properties": {"path": {"type": "string"}}}}
+})");
+
+TEST_CASE("a configuration may hold comments but no key twice, and errors name the line",
+          "[config]") {
+  const TemporaryFolder folder;
+  write_text_atomically(folder / "good.json", "{\n  // why\n  \"a\": 1\n}");
+  CHECK(read_json(folder / "good.json") == json{{"a", 1}});
+  write_text_atomically(folder / "twice.json", R"({"a": {"b": 1, "b": 2}})");
+  expect_error(ErrorKind::kConfig, {"twice.json", "\"b\"", "twice"},
+               [&] { read_json(folder / "twice.json"); });
+  write_text_atomically(folder / "bad.json", "{\n  \"a\": ,\n}");
+  expect_error(ErrorKind::kConfig, {"bad.json", "line 2"}, [&] { read_json(folder / "bad.json"); });
+  expect_error(ErrorKind::kConfig, {"none.json"}, [&] { read_json(folder / "none.json"); });
+}
+
+TEST_CASE("the same key in sibling objects is no repetition", "[config]") {
+  const TemporaryFolder folder;
+  write_text_atomically(folder / "siblings.json",
+                        R"({"a": {"k": 1}, "b": {"k": 2}, "c": [{"k": 1}, {"k": 1}]})");
+  CHECK_NOTHROW(read_json(folder / "siblings.json"));
+}
+
+TEST_CASE("overrides set values by key path", "[config]") {
+  json config = {{"models", {{{"name", "a"}}, {{"name", "b"}}}}};
+  CHECK(apply_override(config, "balance=0.7") == "balance");
+  CHECK(apply_override(config, "zip.a=1") == "zip.a");
+  CHECK(apply_override(config, "models.1.name=\"c\"") == "models[1].name");
+  CHECK(apply_override(config, "method=zip") == "method");
+  CHECK(config["balance"] == 0.7);
+  CHECK(config["zip"]["a"] == 1);
+  CHECK(config["models"][1]["name"] == "c");
+  CHECK(config["method"] == "zip");
+  expect_error(ErrorKind::kConfig, {"KEY.PATH=JSON"}, [&] { apply_override(config, "balance"); });
+  expect_error(ErrorKind::kConfig, {"models.7", "2 items"},
+               [&] { apply_override(config, "models.7=1"); });
+  expect_error(ErrorKind::kConfig, {"balance.x"}, [&] { apply_override(config, "balance.x=1"); });
+}
+
+TEST_CASE("the schema's errors name key, value and what is allowed", "[config]") {
+  CHECK_NOTHROW(validate_schema({{"name", "x"}, {"balance", 1}}, kSchema));
+  expect_error(ErrorKind::kConfig, {"\"name\" is missing"},
+               [] { validate_schema(json::object(), kSchema); });
+  expect_error(ErrorKind::kConfig, {"balance", "found 2", "at most 1"}, [] {
+    validate_schema({{"name", "x"}, {"balance", 2}}, kSchema);
+  });
+  expect_error(ErrorKind::kConfig, {"mode", "\"of\"", "\"off\""}, [] {
+    validate_schema({{"name", "x"}, {"mode", "of"}}, kSchema);
+  });
+  expect_error(ErrorKind::kConfig, {"blance", "did you mean \"balance\"?"}, [] {
+    validate_schema({{"name", "x"}, {"blance", 1}}, kSchema);
+  });
+  expect_error(ErrorKind::kConfig, {"sets[1].pth", "path"}, [] {
+    validate_schema({{"name", "x"}, {"sets", {{{"path", "a"}}, {{"pth", "b"}}}}}, kSchema);
+  });
+  expect_error(ErrorKind::kConfig, {"sets[0].path", "found 3", "string"}, [] {
+    validate_schema({{"name", "x"}, {"sets", {{{"path", 3}}}}}, kSchema);
+  });
+  expect_error(ErrorKind::kConfig, {"nested.k", "integer"}, [] {
+    validate_schema({{"name", "x"}, {"nested", {{"k", "five"}}}}, kSchema);
+  });
+}
+
+TEST_CASE("defaults are read off the schema", "[config]") {
+  CHECK(schema_defaults(kSchema) == json{{"balance", 0.5}, {"mode", "on"}, {"nested", {{"k", 5}}}});
+}
+
+TEST_CASE("the first difference between configurations is named", "[config]") {
+  CHECK(first_difference({{"a", {{"b", 1}}}}, {{"a", {{"b", 2}}}}) == "a.b");
+  CHECK(first_difference({{"a", 1}}, {{"a", 1}}).empty());
+}
+
+}  // namespace
+}  // namespace weightsmith

@@ -1,0 +1,219 @@
+#include "weightsmith/graph/unit_groups.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include <catch2/catch.hpp>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "support/builtin_cases.h"
+#include "support/python.h"
+#include "weightsmith/core/error.h"
+#include "weightsmith/core/rng.h"
+#include "weightsmith/model/builtin.h"
+
+using namespace weightsmith;
+using nlohmann::json;
+
+namespace {
+
+/// order[u] = the old unit that stands at u afterwards; blocks move as wholes.
+std::vector<std::int64_t> block_permutation(const UnitGroup& group, Rng& rng) {
+  const std::int64_t size = group.units / group.blocks;
+  std::vector<std::int64_t> order;
+  for (const std::int64_t block : random_permutation(group.blocks, rng))
+    for (const std::int64_t unit : random_permutation(size, rng))
+      order.push_back(block * size + unit);
+  return order;
+}
+
+/// Moves the elements of one member one by one.
+void permute_member(const GroupMember& member, const std::vector<std::int64_t>& order,
+                    TensorMap& state) {
+  at::NoGradGuard no_grad;
+  at::Tensor tensor = state.at(member.parameter);
+  const at::Tensor before = tensor.clone();
+  const std::int64_t k = member.length / static_cast<std::int64_t>(order.size());
+  for (std::size_t u = 0; u < order.size(); ++u)
+    for (std::int64_t j = 0; j < k; ++j)
+      tensor.select(member.axis, member.offset + static_cast<std::int64_t>(u) * k + j)
+          .copy_(before.select(member.axis, member.offset + order[u] * k + j));
+}
+
+double relative_change(const at::Tensor& a, const at::Tensor& b) {
+  return ((a - b).abs().max() / a.abs().max()).item<double>();
+}
+
+std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    CHECK(e.kind() == ErrorKind::kInput);
+    return e.what();
+  }
+  FAIL("nothing was thrown");
+  return "";
+}
+
+json small_file() {
+  return json::parse(R"({"groups": [{"name": "fc1", "units": 4, "tap": "fc2.weight/input",
+      "members": [{"parameter": "fc1.weight", "axis": 0}, {"parameter": "fc1.bias", "axis": 0},
+                  {"parameter": "fc2.weight", "axis": 1}]}]})");
+}
+
+TensorMap small_state() {
+  return {{"fc1.weight", at::zeros({4, 3})},
+          {"fc1.bias", at::zeros({4})},
+          {"fc2.weight", at::zeros({2, 8})}};
+}
+
+}  // namespace
+
+TEST_CASE("permuting a group's units leaves a builtin's outputs unchanged", "[unit_groups]") {
+  at::NoGradGuard no_grad;
+  at::manual_seed(3);
+  Rng rng(7);
+  for (const auto& c : test::builtin_cases()) {
+    INFO(c.describe());
+    torch::jit::Module module = build_builtin(c.name, c.options, 0);
+    test::randomise_in_double(module);
+    TensorMap state = test::state_of(module);
+    const UnitGroups groups =
+        check_unit_groups(builtin_unit_groups(c.name, c.options), state, c.name);
+    const at::Tensor input = at::randn(c.input, at::kDouble);
+    const at::Tensor expected = module.forward({input}).toTensor().clone();
+
+    for (const UnitGroup& group : groups.groups) {
+      INFO(group.name);
+      TensorMap saved;
+      for (const GroupMember& m : group.members) saved[m.parameter] = state.at(m.parameter).clone();
+      const auto restore = [&] {
+        for (auto& [name, value] : saved) state.at(name).copy_(value);
+      };
+      // The identity moves nothing, and a small group can draw it.
+      auto order = block_permutation(group, rng);
+      while (std::is_sorted(order.begin(), order.end())) order = block_permutation(group, rng);
+
+      for (const GroupMember& m : group.members) permute_member(m, order, state);
+      CHECK(relative_change(expected, module.forward({input}).toTensor()) < 1e-10);
+      restore();
+
+      for (std::size_t omitted = 0; omitted < group.members.size(); ++omitted) {
+        INFO("without " << group.members[omitted].parameter);
+        for (std::size_t i = 0; i < group.members.size(); ++i)
+          if (i != omitted) permute_member(group.members[i], order, state);
+        CHECK(relative_change(expected, module.forward({input}).toTensor()) > 1e-7);
+        restore();
+      }
+    }
+  }
+}
+
+TEST_CASE("every hidden axis of a builtin belongs to a group", "[unit_groups]") {
+  for (const auto& c : test::builtin_cases()) {
+    INFO(c.describe());
+    const torch::jit::Module module = build_builtin(c.name, c.options, 0);
+    std::set<std::pair<std::string, std::int64_t>> covered;
+    for (const UnitGroup& group : builtin_unit_groups(c.name, c.options).groups)
+      for (const GroupMember& m : group.members) covered.insert({m.parameter, m.axis});
+    std::size_t free_axes = 0;
+    for (const auto& [name, tensor] : test::state_of(module))
+      for (std::int64_t axis = 0; axis < std::min<std::int64_t>(tensor.dim(), 2); ++axis)
+        free_axes += covered.count({name, axis}) == 0 ? 1 : 0;
+    CHECK(free_axes == 3);  // the network's input, and its output twice (weight and bias)
+  }
+}
+
+TEST_CASE("the groups of resnet20", "[unit_groups]") {
+  const UnitGroups groups = builtin_unit_groups("resnet20", {{"width", 2}});
+  std::vector<std::string> names;
+  for (const UnitGroup& g : groups.groups) names.push_back(g.name);
+  CHECK(names == std::vector<std::string>{"conv1", "layer1.0.conv1", "layer1.1.conv1",
+                                          "layer1.2.conv1", "layer2.0.conv1", "layer2.0.conv2",
+                                          "layer2.1.conv1", "layer2.2.conv1", "layer3.0.conv1",
+                                          "layer3.0.conv2", "layer3.1.conv1", "layer3.2.conv1"});
+  CHECK(groups.groups[0].units == 32);
+  CHECK(groups.groups[0].taps == std::vector<std::string>{"layer2.0.downsample.0.weight/input"});
+  CHECK(groups.groups[9].units == 128);
+  CHECK(groups.groups[9].taps == std::vector<std::string>{"fc.weight/input"});
+  CHECK(builtin_unit_groups("resnet20", {{"norm", "group"}}).groups[0].blocks == 8);
+}
+
+TEST_CASE("group files read, fill in defaults and round-trip", "[unit_groups]") {
+  const UnitGroups read = unit_groups_from_json(small_file(), "g.json");
+  REQUIRE(read.groups.size() == 1);
+  CHECK(read.groups[0].blocks == 1);
+  CHECK(read.groups[0].members[0].role == MemberRole::kOut);
+  CHECK(read.groups[0].members[2].role == MemberRole::kIn);
+  CHECK(read.groups[0].members[2].length == 0);
+  const UnitGroups checked = check_unit_groups(read, small_state(), "g.json");
+  CHECK(checked.groups[0].members[2].length == 8);
+
+  const json written = unit_groups_to_json(checked);
+  CHECK(unit_groups_to_json(unit_groups_from_json(written, "again")) == written);
+
+  json extended = written;
+  extended["proof"] = {{"max_relative_change", 0.0}};
+  extended["groups"][0]["tap"] = {"a/input", "b/input"};
+  CHECK(unit_groups_from_json(extended, "g.json").groups[0].taps.size() == 2);
+
+  test::TemporaryFolder folder;
+  std::ofstream(folder.path() / "g.json") << extended.dump(2);
+  CHECK(read_unit_groups(folder.path() / "g.json").groups[0].units == 4);
+  std::ofstream(folder.path() / "bad.json") << "{";
+  CHECK_THROWS_AS(read_unit_groups(folder.path() / "bad.json"), Error);
+  CHECK_THROWS_AS(read_unit_groups(folder.path() / "none.json"), Error);
+}
+
+TEST_CASE("malformed group files are refused by name", "[unit_groups]") {
+  using Catch::Contains;
+  const auto refuse = [](const std::function<void(json&)>& damage) {
+    json file = small_file();
+    damage(file);
+    return message_of([&] { unit_groups_from_json(file, "g.json"); });
+  };
+  CHECK_THAT(refuse([](json& f) { f["group"] = 1; }), Contains("did you mean \"groups\"?"));
+  CHECK_THAT(refuse([](json& f) { f = json::array(); }), Contains("g.json: expected an object"));
+  CHECK_THAT(refuse([](json& f) { f.erase("groups"); }), Contains("\"groups\" is missing"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][0].erase("name"); }), Contains("group 0"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][0]["units"] = 0; }),
+             Contains("group \"fc1\"") && Contains("\"units\""));
+  CHECK_THAT(refuse([](json& f) { f["groups"][0]["blocks"] = 3; }), Contains("equal blocks"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][0]["tap"] = 3; }), Contains("\"tap\""));
+  CHECK_THAT(refuse([](json& f) { f["groups"][0]["members"] = json::array(); }),
+             Contains("\"members\" is empty"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][0]["members"][1]["axis"] = -1; }),
+             Contains("member 1") && Contains("found -1"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][0]["members"][1]["role"] = "both"; }),
+             Contains("\"both\""));
+  CHECK_THAT(refuse([](json& f) { f["groups"].push_back(f["groups"][0]); }),
+             Contains("two groups are called \"fc1\""));
+}
+
+TEST_CASE("groups that do not fit a network are refused by name", "[unit_groups]") {
+  using Catch::Contains;
+  const auto refuse = [](const std::function<void(UnitGroups&)>& damage) {
+    UnitGroups groups = unit_groups_from_json(small_file(), "g.json");
+    damage(groups);
+    return message_of([&] { (void)check_unit_groups(groups, small_state(), "net.pt"); });
+  };
+  CHECK_THAT(refuse([](UnitGroups& g) { g.groups[0].members[1].parameter = "fc1.bais"; }),
+             Contains("net.pt: group \"fc1\"") && Contains("did you mean \"fc1.bias\"?"));
+  CHECK_THAT(refuse([](UnitGroups& g) { g.groups[0].members[1].axis = 1; }),
+             Contains("1 dimensions"));
+  CHECK_THAT(refuse([](UnitGroups& g) { g.groups[0].members[2].offset = 5; }),
+             Contains("3 elements are not a multiple"));
+  CHECK_THAT(refuse([](UnitGroups& g) { g.groups[0].members[2].length = 12; }),
+             Contains("outside the axis of 8"));
+  CHECK_THAT(refuse([](UnitGroups& g) {
+               g.groups[0].members.push_back({"fc2.weight", 1, 4, 4, MemberRole::kIn});
+             }),
+             Contains("already belong to group \"fc1\""));
+  CHECK_THAT(refuse([](UnitGroups& g) {
+               g.groups[0].members[2] = {"fc2.weight", 1, 4, 4, MemberRole::kIn};
+               g.groups[0].members.push_back({"fc2.weight", 1, 0, 8, MemberRole::kIn});
+             }),
+             Contains("already belong"));
+}

@@ -1,0 +1,20 @@
+#include "common/run.h"
+
+#include <spdlog/spdlog.h>
+
+#include <sstream>
+
+namespace weightsmith {
+
+Run::Run(const std::string& tool, Settings settings, Progress& progress)
+    : settings_(std::move(settings)),
+      record_(tool, settings_.device.str(), settings_.threads,
+              static_cast<std::int64_t>(settings_.seed)),
+      progress_(progress) {}
+
+void Run::show(const std::string& text) {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) spdlog::info("{}", line);
+}
+
+}  // namespace weightsmith

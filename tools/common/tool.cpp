@@ -1,0 +1,327 @@
+#include "common/tool.h"
+
+#include <c10/util/Exception.h>
+#include <spdlog/sinks/basic_file_sink.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+#include <torch/cuda.h>
+
+#include <unistd.h>
+#include <csignal>
+#include <iostream>
+#include <new>
+#include <optional>
+
+#include "common/terminal_progress.h"
+#include "weightsmith/config/config_file.h"
+#include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/stop.h"
+#include "weightsmith/core/threads.h"
+#include "weightsmith/core/version.h"
+
+namespace weightsmith {
+namespace {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+/// What the command line says beside the configuration.
+struct Flags {
+  std::string config;
+  std::vector<std::string> overrides;
+  std::optional<std::string> out;
+  std::optional<std::string> device;
+  std::optional<std::int64_t> threads;
+  std::optional<std::int64_t> seed;
+  bool resume = false;
+  bool overwrite = false;
+  bool dry_run = false;
+  bool trust = false;
+  bool print_config = false;
+  bool print_schema = false;
+  bool quiet = false;
+  bool verbose = false;
+  std::string log_file;
+};
+
+void add_flags(CLI::App& app, Flags& flags) {
+  app.add_option("--config", flags.config, "Configuration file (JSON); - reads standard input")
+      ->type_name("FILE.json");
+  app.add_option("--set", flags.overrides,
+                 "Set one key of the configuration, e.g. --set balance=0.7; repeatable")
+      ->type_name("KEY.PATH=JSON")
+      ->allow_extra_args(false);
+  app.add_option("--out", flags.out, "Folder for the results (key: out)")->type_name("DIR");
+  app.add_option("--device", flags.device, "auto, cpu, cuda or cuda:N (key: device)")
+      ->type_name("DEVICE");
+  app.add_option("--threads", flags.threads,
+                 "CPU threads; 0 takes what the process may use (key: threads)")
+      ->type_name("N");
+  app.add_option("--seed", flags.seed, "Seed of every random choice (key: seed)")->type_name("N");
+  app.add_flag("--resume", flags.resume,
+               "Finish or reuse what DIR holds of the same configuration");
+  app.add_flag("--overwrite", flags.overwrite, "Replace a finished run in DIR");
+  app.add_flag("--dry-run", flags.dry_run,
+               "Check everything that is cheap to check, print the plan, write nothing");
+  app.add_flag("--trust", flags.trust,
+               "Load TorchScript archives whose code touches files or processes");
+  app.add_flag("--print-config", flags.print_config, "Print the resolved configuration and exit");
+  app.add_flag("--print-schema", flags.print_schema,
+               "Print the JSON Schema of the configuration and exit");
+  app.add_flag("--quiet", flags.quiet, "Print nothing but errors to standard error");
+  app.add_flag("-v,--verbose", flags.verbose, "Print more, and stack traces of errors");
+  app.add_option("--log-file", flags.log_file, "Also write the log to this file")
+      ->type_name("FILE");
+}
+
+extern "C" void weightsmith_on_signal(int signal) {
+  // A second Ctrl-C means now.
+  if (signal == SIGINT && stop_requested() == SIGINT) ::_exit(128 + SIGINT);
+  request_stop(signal);
+}
+
+void install_signal_handlers() {
+  struct sigaction action {};
+  action.sa_handler = weightsmith_on_signal;
+  sigemptyset(&action.sa_mask);
+  for (const int signal : {SIGINT, SIGTERM, SIGUSR1}) ::sigaction(signal, &action, nullptr);
+  // A closed pipe or a file size limit shows as a failed write, which has a message, instead of a
+  // death without one.
+  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGXFSZ, SIG_IGN);
+}
+
+void set_up_logging(const Flags& flags) {
+  auto terminal = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
+  terminal->set_level(flags.quiet     ? spdlog::level::err
+                      : flags.verbose ? spdlog::level::debug
+                                      : spdlog::level::info);
+  terminal->set_pattern("%v");
+  auto logger = std::make_shared<spdlog::logger>("weightsmith", terminal);
+  logger->set_level(spdlog::level::debug);
+  spdlog::set_default_logger(logger);
+}
+
+void log_to_file(const fs::path& path) {
+  try {
+    auto sink = std::make_shared<spdlog::sinks::basic_file_sink_mt>(path.string());
+    sink->set_pattern("%Y-%m-%d %H:%M:%S.%e %l %v");
+    sink->set_level(spdlog::level::debug);
+    spdlog::default_logger()->sinks().push_back(sink);
+    spdlog::flush_on(spdlog::level::info);
+  } catch (const spdlog::spdlog_ex&) {
+    throw Error(ErrorKind::kOutput, path.string(), "cannot write the log",
+                "choose another --out or --log-file");
+  }
+}
+
+at::Device parse_device(const std::string& text) {
+  const bool cuda = torch::cuda::is_available();
+  if (text == "auto") return cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  if (text != "cpu" && text != "cuda" && !text.starts_with("cuda:"))
+    throw Error(ErrorKind::kConfig, "device", fmt::format("unknown device \"{}\"", text),
+                "auto, cpu, cuda or cuda:N");
+  if (text == "cpu") return at::kCPU;
+  try {
+    at::Device device(text);
+    if (!cuda || device.index() >= static_cast<int>(torch::cuda::device_count()))
+      throw Error(ErrorKind::kConfig, "device",
+                  fmt::format("{} is not there: this machine shows {} CUDA devices", text,
+                              torch::cuda::device_count()),
+                  "--device auto");
+    return device.has_index() ? device : at::Device(at::kCUDA, 0);
+  } catch (const c10::Error&) {
+    throw Error(ErrorKind::kConfig, "device", fmt::format("unknown device \"{}\"", text),
+                "auto, cpu, cuda or cuda:N");
+  }
+}
+
+/// The configuration with everything the command line changed, not yet resolved.
+json raw_config(const Flags& flags, OverriddenKeys& overridden) {
+  json config = flags.config.empty() ? json::object() : read_json(flags.config);
+  if (!config.is_object())
+    throw Error(ErrorKind::kConfig, flags.config, "the configuration must be a JSON object");
+  for (const std::string& assignment : flags.overrides)
+    overridden.keys.push_back(apply_override(config, assignment));
+  if (flags.out) {
+    config["out"] = *flags.out;
+    overridden.keys.emplace_back("out");
+  }
+  if (flags.device) config["device"] = *flags.device;
+  if (flags.threads) config["threads"] = *flags.threads;
+  if (flags.seed) config["seed"] = *flags.seed;
+  return config;
+}
+
+/// A finished run is never mixed with another: refused, reused (its summary is returned) or
+/// replaced.
+std::optional<json> finished_run(const fs::path& out, const Flags& flags, const json& config) {
+  const fs::path results = out / "results.json";
+  if (!fs::exists(results)) return std::nullopt;
+  if (flags.resume) {
+    const json before =
+        json::parse(read_text(out / "config.json"), nullptr, /*allow_exceptions=*/false);
+    if (const std::string key = first_difference(before, config); !key.empty())
+      throw Error(ErrorKind::kConfig, out.string(),
+                  fmt::format("holds a finished run of another configuration: \"{}\" differs", key),
+                  "choose another --out, or --overwrite");
+    spdlog::info("{} holds this run already: nothing to do", out.string());
+    return json::parse(read_text(results));
+  }
+  if (!flags.overwrite)
+    throw Error(ErrorKind::kConfig, out.string(), "already holds a finished run",
+                "--resume to reuse it, --overwrite to replace it, or choose another --out");
+  // The old run stops being "finished" before the first of its files is replaced.
+  std::error_code error;
+  if (!fs::remove(results, error))
+    throw Error(ErrorKind::kOutput, results.string(), "cannot be replaced", error.message());
+  return std::nullopt;
+}
+
+json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& flags,
+                    const json& schema, TerminalProgress& progress) {
+  if (flags.config.empty() && flags.overrides.empty())
+    throw Error(ErrorKind::kConfig, "--config", "no configuration given",
+                "see --help for an example");
+  OverriddenKeys overridden{{}, fs::current_path()};
+  const json raw = raw_config(flags, overridden);
+  validate_schema(raw, schema);
+  const fs::path base = flags.config.empty() || flags.config == "-"
+                            ? fs::current_path()
+                            : fs::absolute(flags.config).parent_path();
+  const json config = body.resolve(ConfigNode{raw, "", base, &overridden});
+  if (flags.print_config) return config;
+
+  Run::Settings settings;
+  settings.out = config.value("out", "");
+  settings.device = parse_device(config.value("device", "auto"));
+  const std::int64_t threads = config.value("threads", std::int64_t{0});
+  settings.threads = set_thread_count(static_cast<int>(threads));
+  settings.seed = static_cast<std::uint64_t>(config.value("seed", std::int64_t{0}));
+  settings.resume = flags.resume;
+  settings.dry_run = flags.dry_run;
+  settings.trust = flags.trust;
+  if (settings.out.empty())
+    throw Error(ErrorKind::kConfig, "out", "no folder for the results", "--out DIR");
+
+  if (!flags.dry_run) {
+    if (auto summary = finished_run(settings.out, flags, config)) return *summary;
+    make_folder(settings.out);
+    log_to_file(settings.out / "log.txt");
+    write_text_atomically(settings.out / "config.json", config.dump(2) + "\n");
+  }
+  Run run(about.name, settings, progress);
+  progress.on_phase_end(
+      [&run](const std::string& phase, double seconds) { run.record().add_phase(phase, seconds); });
+  if (!flags.config.empty() && flags.config != "-") run.record().add_input(flags.config);
+  const json summary = body.body(run);
+  if (!flags.dry_run) {
+    write_text_atomically(settings.out / "run.json", run.record().to_json().dump(2) + "\n");
+    write_text_atomically(settings.out / "results.json",
+                          summary.dump(2) + "\n");  // last: it marks the run finished
+  }
+  return summary;
+}
+
+json run_command(const ToolAbout& about, const std::function<json(Run&)>& action,
+                 const Flags& flags, TerminalProgress& progress) {
+  Run::Settings settings;
+  settings.device = parse_device(flags.device.value_or("auto"));
+  settings.threads = set_thread_count(static_cast<int>(flags.threads.value_or(0)));
+  settings.seed = static_cast<std::uint64_t>(flags.seed.value_or(0));
+  settings.trust = flags.trust;
+  Run run(about.name, settings, progress);
+  return action(run);
+}
+
+/// Runs `action`, turning every exception into one line on standard error and an exit code.
+int guarded(const ToolAbout& about, const Flags& flags, const std::function<void()>& action) {
+  const auto complain = [&about](const std::string& message) {
+    spdlog::error("{}: error: {}", about.name, message);
+  };
+  const std::string out_of_memory =
+      "out of memory (use a smaller batch_size, or a machine or device with more)";
+  try {
+    action();
+    return 0;
+  } catch (const Error& e) {
+    complain(e.what());
+    return e.exit_code();
+  } catch (const Interrupted& e) {
+    spdlog::error("{}: {}; what was computed is saved, --resume continues", about.name, e.what());
+    return 128 + e.signal();
+  } catch (const c10::Error& e) {
+    const std::string what = e.what_without_backtrace();
+    if (what.find("out of memory") != std::string::npos ||
+        what.find("not enough memory") != std::string::npos) {
+      complain(out_of_memory);
+      return static_cast<int>(ErrorKind::kNumeric);
+    }
+    complain(fmt::format("LibTorch: {} (a bug in weightsmith, please report it with -v)",
+                         what.substr(0, what.find('\n'))));
+    if (flags.verbose) spdlog::error("{}", e.what());
+  } catch (const std::bad_alloc&) {
+    complain(out_of_memory);
+    return static_cast<int>(ErrorKind::kNumeric);
+  } catch (const std::exception& e) {
+    complain(fmt::format("{} (a bug in weightsmith, please report it)", e.what()));
+  } catch (...) {
+    complain("unknown exception (a bug in weightsmith, please report it)");
+  }
+  return static_cast<int>(ErrorKind::kInternal);
+}
+
+}  // namespace
+
+int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody& body,
+                  const std::vector<Command>& commands) {
+  CLI::App app(about.description, about.name);
+  Flags flags;
+  add_flags(app, flags);
+  app.set_version_flag(
+      "--version", fmt::format("{} (weightsmith) {}\ngit {}, LibTorch {}", about.name, version(),
+                               git_revision(), libtorch_version()));
+  app.footer(
+      fmt::format("Example:\n  {}\n\nExit codes: 0 done, 2 command line or configuration, 3 "
+                  "unreadable or mismatched "
+                  "model or data,\n4 cannot write, 5 non-finite values or out of memory, 70 a bug, "
+                  "128+n ended by "
+                  "signal n.",
+                  about.example));
+  app.require_subcommand(0, 1);
+  std::vector<std::pair<CLI::App*, std::function<json(Run&)>>> actions;
+  for (const Command& command : commands) {
+    CLI::App* sub = app.add_subcommand(command.name, command.description);
+    sub->fallthrough();
+    actions.emplace_back(sub, command.define(*sub));
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& e) {
+    return app.exit(e);  // --help, --version
+  } catch (const CLI::ParseError& e) {
+    std::cerr << about.name << ": error: command line: " << e.what() << " (see " << about.name
+              << " --help)\n";
+    return static_cast<int>(ErrorKind::kConfig);
+  }
+
+  set_up_logging(flags);
+  install_signal_handlers();
+  return guarded(about, flags, [&] {
+    if (!flags.log_file.empty()) log_to_file(flags.log_file);
+    TerminalProgress progress(flags.quiet);
+    const auto command = std::find_if(actions.begin(), actions.end(),
+                                      [](const auto& entry) { return entry.first->parsed(); });
+    json summary;
+    if (command != actions.end()) {
+      summary = run_command(about, command->second, flags, progress);
+    } else {
+      const json schema = tool_schema(about.name);
+      summary = flags.print_schema ? schema : run_configured(about, body, flags, schema, progress);
+    }
+    std::cout << summary.dump(2) << std::endl;
+    if (!std::cout) throw Error(ErrorKind::kOutput, "standard output", "cannot write the summary");
+  });
+}
+
+}  // namespace weightsmith
