@@ -109,6 +109,21 @@ class Compiler {
     return true;
   }
 
+  /// True when the register of an input may be emptied as the node begins.
+  static bool is_last_use(const Node* node, std::size_t input) {
+    const Value* value = node->input(input);
+    if (!ends_at(value, node)) return false;
+    // Neither a later input of the same node nor a node of its blocks needs the value.
+    return std::none_of(value->uses().begin(), value->uses().end(), [&](const auto& use) {
+      return use.user == node ? use.offset > input : is_inside(use.user, node);
+    });
+  }
+
+  static bool is_inside(const Node* inner, const Node* node) {
+    while (inner != nullptr && inner != node) inner = inner->owningBlock()->owningNode();
+    return inner == node;
+  }
+
   void collect_ending(const Node* at, const Node* node, std::vector<std::size_t>& release) {
     const auto consider = [&](const Value* value) {
       const std::size_t slot = register_of(value);
@@ -129,13 +144,8 @@ class Compiler {
     collect_ending(node, node, step.release);
     for (const Value* v : node->outputs())
       if (v->uses().empty()) step.release.push_back(register_of(v));
-    for (std::size_t i = 0; i < step.inputs.size(); ++i) {
-      const auto slot = step.inputs[i];
-      const bool again = std::find(step.inputs.begin() + static_cast<std::ptrdiff_t>(i) + 1,
-                                   step.inputs.end(), slot) != step.inputs.end();
-      step.is_last_use.push_back(!again && std::find(step.release.begin(), step.release.end(),
-                                                     slot) != step.release.end());
-    }
+    for (std::size_t i = 0; i < step.inputs.size(); ++i)
+      step.is_last_use.push_back(is_last_use(node, i));
     step.boundary = graph_.boundary(node);
     if (step.boundary != nullptr) {
       step.kind = Step::Kind::kBoundary;
@@ -325,8 +335,7 @@ class GraphRunner::Frame {
     stack.reserve(step.inputs.size() + 1);
     for (std::size_t i = 0; i < step.inputs.size(); ++i) {
       IValue& value = registers_[step.inputs[i]];
-      // The blocks of `if` and loops may still read what they are given.
-      if (step.is_last_use[i] && step.routines.empty())
+      if (step.is_last_use[i])
         stack.push_back(std::move(value));
       else
         stack.push_back(value);
@@ -339,17 +348,15 @@ class GraphRunner::Frame {
         run_operation(step, stack);
         break;
       case Step::Kind::kIf: {
-        std::vector<IValue> inputs = stack;
+        if (observer_ != nullptr) observer_->before(step.number, stack);
         const bool condition = stack.at(0).toBool();
-        finish(step, inputs, run(step.routines[condition ? 0 : 1], {}));
+        finish(step, {}, run(step.routines[condition ? 0 : 1], {}));
         break;
       }
-      case Step::Kind::kLoop: {
-        std::vector<IValue> inputs;
-        if (observer_ != nullptr) inputs = stack;
-        finish(step, inputs, run_loop(step.routines[0], std::move(stack)));
+      case Step::Kind::kLoop:
+        if (observer_ != nullptr) observer_->before(step.number, stack);
+        finish(step, {}, run_loop(step.routines[0], std::move(stack)));
         break;
-      }
     }
     for (const std::size_t slot : step.release) registers_[slot] = IValue();
   }
