@@ -1,7 +1,9 @@
 #include "weightsmith/model/graph_runner.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/core/stack.h>
 #include <spdlog/fmt/fmt.h>
+#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/runtime/operator.h>
@@ -247,6 +249,17 @@ class Compiler {
         stack.assign(1, is);
       };
     }
+    if (kind == prim::Enter || kind == prim::Exit) {
+      const std::string method = kind == prim::Enter ? "__enter__" : "__exit__";
+      const auto type = node->input(0)->type()->expect<c10::ClassType>();
+      torch::jit::Function* function = &type->getMethod(method);
+      check_operators(torch::jit::toGraphFunction(*function).optimized_graph()->block(), number);
+      return [function](Stack& stack) {
+        // __exit__ also takes an exception's type, value and traceback: always None here.
+        stack.resize(function->getSchema().arguments().size());
+        stack.assign(1, (*function)(std::move(stack)));
+      };
+    }
     if (kind == prim::unchecked_cast) return [](Stack&) {};
     if (kind == prim::RaiseException) {
       const std::string where = place(number);
@@ -265,13 +278,25 @@ class Compiler {
     return nullptr;
   }
 
+  void check_allowed(const std::string& name, std::size_t number) const {
+    if (options_.trust || is_allowed_operator(name)) return;
+    throw Error(ErrorKind::kInput, place(number),
+                fmt::format("the network uses {}, which is more than arithmetic", name),
+                "run with --trust if you trust the file");
+  }
+
+  /// check_allowed for a method that LibTorch's interpreter runs; its calls are inlined.
+  void check_operators(const Block* block, std::size_t number) const {
+    for (const Node* node : block->nodes()) {
+      check_allowed(node->kind().toQualString(), number);
+      for (const Block* inner : node->blocks()) check_operators(inner, number);
+    }
+  }
+
   Action action(Node* node, std::size_t number) {
     if (Action own = own_action(node, number)) return own;
     const std::string name = node->kind().toQualString();
-    if (!options_.trust && !is_allowed_operator(name))
-      throw Error(ErrorKind::kInput, place(number),
-                  "the network uses an operator that is more than arithmetic",
-                  "run with --trust if you trust the file");
+    check_allowed(name, number);
     if (node->maybeOperator() == nullptr)
       throw Error(ErrorKind::kInput, place(number), "this LibTorch has no such operator",
                   "export the network again, traced rather than scripted");
@@ -442,6 +467,8 @@ IValue GraphRunner::run(std::vector<IValue> inputs, NodeObserver* observer) cons
     throw Error(ErrorKind::kInput, graph_->where(), e.what(),
                 "give the inputs that its forward takes");
   }
+  // A network that fails inside `with torch.no_grad()` must not leave it on.
+  const c10::AutoGradMode restore(c10::GradMode::is_enabled());
   Frame frame(*graph_, program_->registers, observer);
   return frame.run(program_->main, std::move(inputs)).at(0);
 }

@@ -464,6 +464,19 @@ class Picky(nn.Module):
             raise ValueError("batch of {}".format(x.size(0)))
         return x
 torch.jit.script(Picky()).save("picky.pt")
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.b = nn.Linear(4, 4)
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.a(x)
+            if x.size(1) != 4:
+                raise ValueError("four values a sample")
+        return self.b(y) + x
+torch.jit.script(Detached()).save("detached.pt")
 )");
   INFO(test::python_log(folder.path()));
   REQUIRE(exported);
@@ -486,6 +499,16 @@ torch.jit.script(Picky()).save("picky.pt")
   const Module picky = torch::jit::load((folder.path() / "picky.pt").string());
   CHECK_THAT(message_of([&] { GraphRunner(picky, "picky.pt").run({images}); }),
              Catch::Contains("picky.pt") && Catch::Contains("batch of 2"));
+
+  // torch.no_grad() is entered and left, and left too when the network fails inside.
+  const Module detached = torch::jit::load((folder.path() / "detached.pt").string());
+  check_like_forward(detached, {at::randn({2, 4})});
+  const GraphRunner runner(detached, "detached.pt");
+  CHECK_THAT(message_of([&] {
+               runner.run({at::randn({2, 5})});
+             }),
+             Catch::Contains("detached.pt: a: aten::linear"));
+  CHECK(at::GradMode::is_enabled());
 
   // A network traced in eval mode ignores train(); the runner can still move its batch norms.
   at::NoGradGuard no_grad;

@@ -264,6 +264,18 @@ torch.jit.trace(net, (x,), check_trace=False).save("traced.pt")
                 {"layers.1.weight/input", "layers.1.running_var/output", "layers.1/output",
                  "norm.weight/input", "norm/input", "fc.weight/input", "fc/output"},
                 {expected.at("x")});
+    // Training mode, where Python's batch norm also counts batches, and overridden tracing.
+    Module training = module.deepcopy();
+    training.train();
+    GraphRunnerOptions options;
+    options.batch_norm_training = true;
+    const auto batch =
+        observe(training, {"layers.1.running_mean/input"}, {expected.at("x")}, options);
+    REQUIRE(batch[0].size() == 1);
+    CHECK(at::allclose(batch[0][0], expected.at("bn_in")));
+    CHECK(at::allclose(test::state_of(training).at("layers.1.running_mean"),
+                       0.1 * batch[0][0].mean({0, 2, 3}), 1e-4, 1e-6));
+
     CHECK(at::allclose(seen[0][0], expected.at("bn_in")));
     CHECK(at::allclose(seen[1][0], expected.at("bn_out")));
     CHECK(at::allclose(seen[2][0], expected.at("bn_out")));
