@@ -1,7 +1,9 @@
 #include "weightsmith/model/graph_runner.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/core/stack.h>
 #include <spdlog/fmt/fmt.h>
+#include <torch/csrc/jit/api/function_impl.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/runtime/operator.h>
@@ -109,6 +111,21 @@ class Compiler {
     return true;
   }
 
+  /// True when the register of an input may be emptied as the node begins.
+  static bool is_last_use(const Node* node, std::size_t input) {
+    const Value* value = node->input(input);
+    if (!ends_at(value, node)) return false;
+    // Neither a later input of the same node nor a node of its blocks needs the value.
+    return std::none_of(value->uses().begin(), value->uses().end(), [&](const auto& use) {
+      return use.user == node ? use.offset > input : is_inside(use.user, node);
+    });
+  }
+
+  static bool is_inside(const Node* inner, const Node* node) {
+    while (inner != nullptr && inner != node) inner = inner->owningBlock()->owningNode();
+    return inner == node;
+  }
+
   void collect_ending(const Node* at, const Node* node, std::vector<std::size_t>& release) {
     const auto consider = [&](const Value* value) {
       const std::size_t slot = register_of(value);
@@ -129,13 +146,8 @@ class Compiler {
     collect_ending(node, node, step.release);
     for (const Value* v : node->outputs())
       if (v->uses().empty()) step.release.push_back(register_of(v));
-    for (std::size_t i = 0; i < step.inputs.size(); ++i) {
-      const auto slot = step.inputs[i];
-      const bool again = std::find(step.inputs.begin() + static_cast<std::ptrdiff_t>(i) + 1,
-                                   step.inputs.end(), slot) != step.inputs.end();
-      step.is_last_use.push_back(!again && std::find(step.release.begin(), step.release.end(),
-                                                     slot) != step.release.end());
-    }
+    for (std::size_t i = 0; i < step.inputs.size(); ++i)
+      step.is_last_use.push_back(is_last_use(node, i));
     step.boundary = graph_.boundary(node);
     if (step.boundary != nullptr) {
       step.kind = Step::Kind::kBoundary;
@@ -237,6 +249,17 @@ class Compiler {
         stack.assign(1, is);
       };
     }
+    if (kind == prim::Enter || kind == prim::Exit) {
+      const std::string method = kind == prim::Enter ? "__enter__" : "__exit__";
+      const auto type = node->input(0)->type()->expect<c10::ClassType>();
+      torch::jit::Function* function = &type->getMethod(method);
+      check_operators(torch::jit::toGraphFunction(*function).optimized_graph()->block(), number);
+      return [function](Stack& stack) {
+        // __exit__ also takes an exception's type, value and traceback: always None here.
+        stack.resize(function->getSchema().arguments().size());
+        stack.assign(1, (*function)(std::move(stack)));
+      };
+    }
     if (kind == prim::unchecked_cast) return [](Stack&) {};
     if (kind == prim::RaiseException) {
       const std::string where = place(number);
@@ -255,13 +278,25 @@ class Compiler {
     return nullptr;
   }
 
+  void check_allowed(const std::string& name, std::size_t number) const {
+    if (options_.trust || is_allowed_operator(name)) return;
+    throw Error(ErrorKind::kInput, place(number),
+                fmt::format("the network uses {}, which is more than arithmetic", name),
+                "run with --trust if you trust the file");
+  }
+
+  /// check_allowed for a method that LibTorch's interpreter runs; its calls are inlined.
+  void check_operators(const Block* block, std::size_t number) const {
+    for (const Node* node : block->nodes()) {
+      check_allowed(node->kind().toQualString(), number);
+      for (const Block* inner : node->blocks()) check_operators(inner, number);
+    }
+  }
+
   Action action(Node* node, std::size_t number) {
     if (Action own = own_action(node, number)) return own;
     const std::string name = node->kind().toQualString();
-    if (!options_.trust && !is_allowed_operator(name))
-      throw Error(ErrorKind::kInput, place(number),
-                  "the network uses an operator that is more than arithmetic",
-                  "run with --trust if you trust the file");
+    check_allowed(name, number);
     if (node->maybeOperator() == nullptr)
       throw Error(ErrorKind::kInput, place(number), "this LibTorch has no such operator",
                   "export the network again, traced rather than scripted");
@@ -325,8 +360,7 @@ class GraphRunner::Frame {
     stack.reserve(step.inputs.size() + 1);
     for (std::size_t i = 0; i < step.inputs.size(); ++i) {
       IValue& value = registers_[step.inputs[i]];
-      // The blocks of `if` and loops may still read what they are given.
-      if (step.is_last_use[i] && step.routines.empty())
+      if (step.is_last_use[i])
         stack.push_back(std::move(value));
       else
         stack.push_back(value);
@@ -339,17 +373,15 @@ class GraphRunner::Frame {
         run_operation(step, stack);
         break;
       case Step::Kind::kIf: {
-        std::vector<IValue> inputs = stack;
+        if (observer_ != nullptr) observer_->before(step.number, stack);
         const bool condition = stack.at(0).toBool();
-        finish(step, inputs, run(step.routines[condition ? 0 : 1], {}));
+        finish(step, {}, run(step.routines[condition ? 0 : 1], {}));
         break;
       }
-      case Step::Kind::kLoop: {
-        std::vector<IValue> inputs;
-        if (observer_ != nullptr) inputs = stack;
-        finish(step, inputs, run_loop(step.routines[0], std::move(stack)));
+      case Step::Kind::kLoop:
+        if (observer_ != nullptr) observer_->before(step.number, stack);
+        finish(step, {}, run_loop(step.routines[0], std::move(stack)));
         break;
-      }
     }
     for (const std::size_t slot : step.release) registers_[slot] = IValue();
   }
@@ -435,6 +467,8 @@ IValue GraphRunner::run(std::vector<IValue> inputs, NodeObserver* observer) cons
     throw Error(ErrorKind::kInput, graph_->where(), e.what(),
                 "give the inputs that its forward takes");
   }
+  // A network that fails inside `with torch.no_grad()` must not leave it on.
+  const c10::AutoGradMode restore(c10::GradMode::is_enabled());
   Frame frame(*graph_, program_->registers, observer);
   return frame.run(program_->main, std::move(inputs)).at(0);
 }

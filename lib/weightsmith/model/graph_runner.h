@@ -33,7 +33,8 @@ class NodeObserver {
   virtual ~NodeObserver() = default;
   /// Before node `number` (FlatGraph::nodes) runs on `inputs`, which may be replaced here.
   virtual void before(std::size_t number, std::vector<c10::IValue>& inputs);
-  /// After it ran; for `if` and loops after their blocks ran, with their conditions as inputs.
+  /// After it ran. `if` and loops come after the nodes of their blocks, with `inputs` empty, so
+  /// that the values a loop starts from need not outlive its first round.
   virtual void after(std::size_t number, const std::vector<c10::IValue>& inputs,
                      const std::vector<c10::IValue>& outputs);
   /// At a module boundary: the arguments of the call, or its result.

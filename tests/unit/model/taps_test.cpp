@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
+#include <spdlog/fmt/fmt.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/serialization/import.h>
 
@@ -159,7 +160,7 @@ TEST_CASE("submodule boundaries and nodes are taps", "[taps]") {
   const FlatGraph& graph = probe.runner().graph();
   std::size_t add = 0;  // the first shortcut's sum
   while (graph.nodes()[add]->kind() != c10::aten::add_ || graph.module_of(add) != "layer1.0") ++add;
-  const std::string node = "#" + std::to_string(add);
+  const std::string node = fmt::format("#{}", add);
   const auto seen =
       observe(module,
               {"layer1/input", "layer1.0/output", "layer1.1/input", "layer1/output",
@@ -248,7 +249,7 @@ torch.jit.script(holder).save("expected.pt")
 for handle in [net.layers[1], net.norm, net.fc]:
     handle._forward_hooks.clear()
 torch.jit.script(net).save("scripted.pt")
-torch.jit.trace(net, (x,)).save("traced.pt")
+torch.jit.trace(net, (x,), check_trace=False).save("traced.pt")
 )");
   INFO(test::python_log(folder.path()));
   REQUIRE(exported);
@@ -263,6 +264,18 @@ torch.jit.trace(net, (x,)).save("traced.pt")
                 {"layers.1.weight/input", "layers.1.running_var/output", "layers.1/output",
                  "norm.weight/input", "norm/input", "fc.weight/input", "fc/output"},
                 {expected.at("x")});
+    // Training mode, where Python's batch norm also counts batches, and overridden tracing.
+    Module training = module.deepcopy();
+    training.train();
+    GraphRunnerOptions options;
+    options.batch_norm_training = true;
+    const auto batch =
+        observe(training, {"layers.1.running_mean/input"}, {expected.at("x")}, options);
+    REQUIRE(batch[0].size() == 1);
+    CHECK(at::allclose(batch[0][0], expected.at("bn_in")));
+    CHECK(at::allclose(test::state_of(training).at("layers.1.running_mean"),
+                       0.1 * batch[0][0].mean({0, 2, 3}), 1e-4, 1e-6));
+
     CHECK(at::allclose(seen[0][0], expected.at("bn_in")));
     CHECK(at::allclose(seen[1][0], expected.at("bn_out")));
     CHECK(at::allclose(seen[2][0], expected.at("bn_out")));
