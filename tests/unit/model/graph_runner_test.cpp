@@ -11,7 +11,9 @@
 #include <set>
 
 #include "support/builtin_cases.h"
+#include "support/errors.h"
 #include "support/python.h"
+#include "support/temp_folder.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/model/builtin.h"
 
@@ -134,17 +136,6 @@ Module make(const std::string& source) {
   module.register_buffer("count", at::zeros({}, at::kLong));
   module.define(source);
   return module;
-}
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    CHECK(e.kind() == ErrorKind::kInput);
-    return e.what();
-  }
-  FAIL("nothing was thrown");
-  return "";
 }
 
 }  // namespace
@@ -340,7 +331,7 @@ TEST_CASE("failures name the model, the submodule and the operator", "[graph_run
   const at::Tensor x = at::randn({3, 5});
   const auto run = [&](const std::string& source) {
     const GraphRunner runner(make(source), "net.pt");
-    return message_of([&] { runner.run({x}); });
+    return test::error_of(ErrorKind::kInput, [&] { runner.run({x}); });
   };
   CHECK_THAT(run("def forward(self, x):\n    return torch.matmul(x, self.w)\n"),
              Contains("net.pt: aten::matmul"));
@@ -350,14 +341,15 @@ TEST_CASE("failures name the model, the submodule and the operator", "[graph_run
 )"),
              Contains("batches of two at most"));
   const Module resnet = build_builtin("resnet20", {{"depth", 8}}, 0);
-  CHECK_THAT(message_of([&] {
-               GraphRunner(resnet, "r").run({at::randn({1, 4, 8, 8})});
-             }),
+  CHECK_THAT(test::error_of(ErrorKind::kInput,
+                            [&] {
+                              GraphRunner(resnet, "r").run({at::randn({1, 4, 8, 8})});
+                            }),
              Contains("r: conv1: aten::conv2d"));
   const GraphRunner runner(make("def forward(self, x):\n    return x\n"), "net.pt");
-  CHECK_THAT(message_of([&] { runner.run({}); }), Contains("net.pt"));
-  CHECK_THAT(message_of([&] { runner.run({1}); }), Contains("net.pt"));
-  CHECK_THAT(message_of([] { GraphRunner(Module("Empty"), "e.pt"); }),
+  CHECK_THAT(test::error_of(ErrorKind::kInput, [&] { runner.run({}); }), Contains("net.pt"));
+  CHECK_THAT(test::error_of(ErrorKind::kInput, [&] { runner.run({1}); }), Contains("net.pt"));
+  CHECK_THAT(test::error_of(ErrorKind::kInput, [] { GraphRunner(Module("Empty"), "e.pt"); }),
              Contains("no forward method"));
 }
 
@@ -366,7 +358,7 @@ TEST_CASE("operators that touch files are refused unless trusted", "[graph_runne
     torch.save(x, "/nonexistent-folder/x.pt")
     return x
 )");
-  CHECK_THAT(message_of([&] { GraphRunner(module, "net.pt"); }),
+  CHECK_THAT(test::error_of(ErrorKind::kInput, [&] { GraphRunner(module, "net.pt"); }),
              Catch::Contains("aten::save") && Catch::Contains("--trust"));
   GraphRunnerOptions options;
   options.trust = true;
@@ -381,7 +373,7 @@ TEST_CASE("the runner equals forward on networks exported from Python", "[graph_
     WARN("skipped: " << test::python() << " cannot import torch");
     return;
   }
-  const test::TemporaryFolder folder;
+  const test::TempFolder folder;
   const bool exported = test::run_python(folder.path(), R"(
 import torch
 from torch import nn
@@ -477,6 +469,19 @@ class Detached(nn.Module):
                 raise ValueError("four values a sample")
         return self.b(y) + x
 torch.jit.script(Detached()).save("detached.pt")
+
+@torch.jit.script
+class Item:
+    def __init__(self, value: int):
+        self.value = value
+    def __lt__(self, other: "Item") -> bool:
+        return self.value < other.value
+class Sorts(nn.Module):
+    def forward(self, x):
+        items = [Item(3), Item(2)]
+        items.sort()
+        return x * items[0].value
+torch.jit.script(Sorts()).save("sorts.pt")
 )");
   INFO(test::python_log(folder.path()));
   REQUIRE(exported);
@@ -497,18 +502,28 @@ torch.jit.script(Detached()).save("detached.pt")
   check_like_forward(structures, {at::randn({2, 4}), at::randn({2, 4})});
 
   const Module picky = torch::jit::load((folder.path() / "picky.pt").string());
-  CHECK_THAT(message_of([&] { GraphRunner(picky, "picky.pt").run({images}); }),
-             Catch::Contains("picky.pt") && Catch::Contains("batch of 2"));
+  CHECK_THAT(
+      test::error_of(ErrorKind::kInput, [&] { GraphRunner(picky, "picky.pt").run({images}); }),
+      Catch::Contains("picky.pt") && Catch::Contains("batch of 2"));
 
   // torch.no_grad() is entered and left, and left too when the network fails inside.
   const Module detached = torch::jit::load((folder.path() / "detached.pt").string());
   check_like_forward(detached, {at::randn({2, 4})});
   const GraphRunner runner(detached, "detached.pt");
-  CHECK_THAT(message_of([&] {
-               runner.run({at::randn({2, 5})});
-             }),
+  CHECK_THAT(test::error_of(ErrorKind::kInput,
+                            [&] {
+                              runner.run({at::randn({2, 5})});
+                            }),
              Catch::Contains("detached.pt: a: aten::linear"));
   CHECK(at::GradMode::is_enabled());
+
+  // Sorting objects calls their own comparison, which could hold any operator.
+  const Module sorts = torch::jit::load((folder.path() / "sorts.pt").string());
+  CHECK_THAT(test::error_of(ErrorKind::kInput, [&] { GraphRunner(sorts, "sorts.pt"); }),
+             Catch::Contains("aten::sort"));
+  GraphRunnerOptions trusting;
+  trusting.trust = true;
+  CHECK(at::equal(GraphRunner(sorts, "sorts.pt", trusting).run({images}).toTensor(), images * 2));
 
   // A network traced in eval mode ignores train(); the runner can still move its batch norms.
   at::NoGradGuard no_grad;

@@ -10,7 +10,9 @@
 #include <nlohmann/json.hpp>
 
 #include "support/builtin_cases.h"
+#include "support/errors.h"
 #include "support/python.h"
+#include "support/temp_folder.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/graph/unit_groups.h"
 #include "weightsmith/model/builtin.h"
@@ -30,17 +32,6 @@ std::vector<std::vector<at::Tensor>> observe(const Module& module,
   set.run(std::move(inputs),
           [&](std::size_t tap, const at::Tensor& value) { seen[tap].push_back(value.clone()); });
   return seen;
-}
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    CHECK(e.kind() == ErrorKind::kInput);
-    return e.what();
-  }
-  FAIL("nothing was thrown");
-  return "";
 }
 
 Module make(const std::string& source) {
@@ -191,7 +182,7 @@ TEST_CASE("unknown and unreached taps are named", "[taps]") {
   using Catch::Contains;
   const Module module = build_builtin("convnet", {{"width", 4}}, 1);
   const auto refuse = [&](const std::string& tap) {
-    return message_of([&] { TapSet(module, {tap}, "net.pt"); });
+    return test::error_of(ErrorKind::kInput, [&] { TapSet(module, {tap}, "net.pt"); });
   };
   CHECK_THAT(refuse("conv1.wieght/input"), Contains("net.pt") && Contains("conv1.wieght/input") &&
                                                Contains("did you mean \"conv1.weight/input\"?"));
@@ -201,9 +192,10 @@ TEST_CASE("unknown and unreached taps are named", "[taps]") {
   CHECK_THAT(refuse("#x/output"), Contains("no tap"));
   CHECK_THAT(refuse("#1/output.77"), Contains("outputs") || Contains("constant"));
   const Module unused = make("def forward(self, x):\n    return torch.matmul(x, self.w)\n");
-  CHECK_THAT(message_of([&] {
-               observe(unused, {"unused/input"}, {at::randn({2, 4})});
-             }),
+  CHECK_THAT(test::error_of(ErrorKind::kInput,
+                            [&] {
+                              observe(unused, {"unused/input"}, {at::randn({2, 4})});
+                            }),
              Contains("\"unused/input\" was not reached"));
   const std::vector<std::string> known = list_taps(FlatGraph(module, "net"));
   CHECK(std::count(known.begin(), known.end(), "bn1.running_var/input") == 1);
@@ -215,7 +207,7 @@ TEST_CASE("taps agree with hooks in Python", "[taps]") {
     WARN("skipped: " << test::python() << " cannot import torch");
     return;
   }
-  const test::TemporaryFolder folder;
+  const test::TempFolder folder;
   const bool exported = test::run_python(folder.path(), R"(
 import torch
 from torch import nn
