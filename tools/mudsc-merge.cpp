@@ -14,7 +14,8 @@ namespace {
 const ToolAbout kAbout{
     "mudsc-merge",
     "Merges networks of one architecture that were trained separately into one, without training.\n"
-    "Hidden units have no common order, so units are matched first, by what they compute, by their weights, or by\n"
+    "Hidden units have no common order, so units are matched first, by what they compute, by their "
+    "weights, or by\n"
     "both (MuDSC: Xu et al., \"Training-Free Pretrained Model Merging\", CVPR 2024).",
     "mudsc-merge --config merge.json --set balance=0.7 --out runs/merged"};
 

@@ -51,7 +51,8 @@ void check_case(const SafetensorsFile& file, const UnitGroups& groups, const Cas
     if (is_statistic(parameter)) states.buffers.insert(parameter);
   std::vector<Similarity> activation;
   for (const UnitGroup& group : groups.groups)
-    activation.push_back(all_pairs_similarity(file.tensors.at("act_sims/" + group.name), 2, group.name));
+    activation.push_back(
+        all_pairs_similarity(file.tensors.at("act_sims/" + group.name), 2, group.name));
 
   MatchOptions options;
   options.variant.method = test.method;
@@ -62,14 +63,18 @@ void check_case(const SafetensorsFile& file, const UnitGroups& groups, const Cas
   for (std::size_t g = 0; g < groups.groups.size(); ++g) {
     CAPTURE(groups.groups[g].name);
     const at::Tensor wanted = file.tensors.at(name + ".unmerge_assign/" + groups.groups[g].name);
-    const at::Tensor slots = at::tensor(at::ArrayRef<std::int32_t>(result.matchings[g].slot), at::kInt);
+    const at::Tensor slots =
+        at::tensor(at::ArrayRef<std::int32_t>(result.matchings[g].slot), at::kInt);
     CHECK(at::equal(slots, wanted));
   }
   // The average has no sweeps here; the authors' loop runs over it as over any other method.
   if (test.method != MergeMethod::kAverage) {
-    const at::Tensor history = at::tensor(at::ArrayRef<double>(result.objective_history), at::kDouble);
+    const at::Tensor history =
+        at::tensor(at::ArrayRef<double>(result.objective_history), at::kDouble);
     const at::Tensor wanted = file.tensors.at(name + ".newL");
-    CAPTURE(result.objective_history, std::vector<double>(wanted.data_ptr<double>(), wanted.data_ptr<double>() + wanted.numel()));
+    CAPTURE(
+        result.objective_history,
+        std::vector<double>(wanted.data_ptr<double>(), wanted.data_ptr<double>() + wanted.numel()));
     REQUIRE(history.sizes() == wanted.sizes());
     CHECK(at::allclose(history, wanted, 0, 1e-5));
   }
@@ -97,8 +102,10 @@ void add_conv(UnitGroup& group, const std::string& conv, const std::string& norm
 
 UnitGroups mlp_groups() {
   UnitGroups groups;
-  groups.groups.push_back({"0", 16, 1, {out("fc1.weight", 16), out("fc1.bias", 16), in("fc2.weight", 16)}, {}});
-  groups.groups.push_back({"1", 14, 1, {out("fc2.weight", 14), out("fc2.bias", 14), in("fc3.weight", 14)}, {}});
+  groups.groups.push_back(
+      {"0", 16, 1, {out("fc1.weight", 16), out("fc1.bias", 16), in("fc2.weight", 16)}, {}});
+  groups.groups.push_back(
+      {"1", 14, 1, {out("fc2.weight", 14), out("fc2.bias", 14), in("fc3.weight", 14)}, {}});
   return groups;
 }
 

@@ -24,7 +24,8 @@ nlohmann::json run_match(const MatchFlags& flags, Run& run) {
   const SafetensorsFile file = read_safetensors(flags.file);
   const auto sims = file.tensors.find("sims");
   if (sims == file.tensors.end())
-    throw Error(ErrorKind::kInput, flags.file, "holds no tensor called \"sims\"", "store the similarity matrix under that name");
+    throw Error(ErrorKind::kInput, flags.file, "holds no tensor called \"sims\"",
+                "store the similarity matrix under that name");
   const Similarity similarity = all_pairs_similarity(sims->second, flags.models, flags.file);
   Matching matching;
   double best_s = std::numeric_limits<double>::infinity();
@@ -33,10 +34,14 @@ nlohmann::json run_match(const MatchFlags& flags, Run& run) {
     const auto start = std::chrono::steady_clock::now();
     matching = flags.method == "align" ? align(similarity, flags.blocks, flags.file)
                                        : zip(similarity, flags.zip, flags.blocks, flags.file);
-    best_s = std::min(best_s, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best_s = std::min(
+        best_s, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     phase.update(i + 1);
   }
-  return {{"assign", matching.slot}, {"value", matching.value}, {"slots", matching.slots}, {"seconds", best_s}};
+  return {{"assign", matching.slot},
+          {"value", matching.value},
+          {"slots", matching.slots},
+          {"seconds", best_s}};
 }
 
 }  // namespace
@@ -44,7 +49,8 @@ nlohmann::json run_match(const MatchFlags& flags, Run& run) {
 Command match_command() {
   const auto define = [](CLI::App& app) -> std::function<nlohmann::json(Run&)> {
     auto flags = std::make_shared<MatchFlags>();
-    app.add_option("FILE", flags->file, "safetensors file with the similarity matrix `sims` (O, O)")->required();
+    app.add_option("FILE", flags->file, "safetensors file with the similarity matrix `sims` (O, O)")
+        ->required();
     app.add_option("--models", flags->models, "Models whose units are stacked in it")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
@@ -54,9 +60,12 @@ Command match_command() {
     app.add_option("--blocks", flags->blocks, "Equal blocks that move as wholes")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
-    app.add_option("--reduce", flags->zip.reduce, "zip: share of the stacked units merged away")->capture_default_str();
-    app.add_option("--a", flags->zip.a, "zip: factor on a merged cluster's similarities")->capture_default_str();
-    app.add_option("--b", flags->zip.b, "zip: budget of merges inside one model")->capture_default_str();
+    app.add_option("--reduce", flags->zip.reduce, "zip: share of the stacked units merged away")
+        ->capture_default_str();
+    app.add_option("--a", flags->zip.a, "zip: factor on a merged cluster's similarities")
+        ->capture_default_str();
+    app.add_option("--b", flags->zip.b, "zip: budget of merges inside one model")
+        ->capture_default_str();
     app.add_option("--repeat", flags->repeat, "Time the best of K runs")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);

@@ -14,13 +14,15 @@ namespace weightsmith {
 using nlohmann::json;
 
 void MergeRun::load_models() {
-  Phase phase(run_.progress(), "load models", static_cast<std::int64_t>(config_.models.size()), "models");
+  Phase phase(run_.progress(), "load models", static_cast<std::int64_t>(config_.models.size()),
+              "models");
   LoadOptions options;
   options.device = run_.settings().device;
   options.trust = run_.settings().trust;
   for (std::size_t i = 0; i < config_.models.size(); ++i) {
     const ModelRef& ref = config_.models[i];
-    options.seed = run_.settings().seed + i;  // two builtins without weights must not be the same network
+    options.seed =
+        run_.settings().seed + i;  // two builtins without weights must not be the same network
     models_.push_back(ScriptModel::load(ref, options));
     for (const auto& path : {ref.script, ref.weights})
       if (!path.empty()) run_.record().add_input(path);
@@ -39,7 +41,8 @@ void MergeRun::load_data() {
   const Phase phase(run_.progress(), "load data");
   if (needs_activations()) activation_data_ = load_dataset(*config_.activations.data);
   if (config_.normalization.mode == NormalizationMode::kReset) {
-    const auto& data = config_.normalization.data ? config_.normalization.data : config_.activations.data;
+    const auto& data =
+        config_.normalization.data ? config_.normalization.data : config_.activations.data;
     normalization_data_ = load_dataset(*data);
   }
   std::int64_t classes = 0;
@@ -49,7 +52,8 @@ void MergeRun::load_data() {
     loaded.data = load_dataset(set.data);
     loaded.options.batch_size = config_.evaluation.batch_size;
     loaded.options.device = run_.settings().device;
-    if (set.candidates == Candidates::kSet) loaded.options.candidates = set.data.classes;
+    // Relabelled sets have no other classes left to compete.
+    if (set.candidates == Candidates::kSet && !set.data.relabel) loaded.options.candidates = set.data.classes;
     classes = std::max(classes, loaded.data.classes);
   }
   if (!sets_.empty()) {
@@ -86,7 +90,8 @@ json MergeRun::plan() const {
           {"activation_samples", activation_data_ ? activation_data_->size() : 0},
           {"normalization_samples", normalization_data_ ? normalization_data_->size() : 0},
           {"evaluation_samples", sets},
-          {"estimated_memory_bytes", (models + 2) * bytes + (needs_activations() ? similarity_bytes : 0)},
+          {"estimated_memory_bytes",
+           (models + 2) * bytes + (needs_activations() ? similarity_bytes : 0)},
           {"out", run_.settings().out.string()}};
 }
 
@@ -111,17 +116,19 @@ void MergeRun::reset_originals() {
 void MergeRun::collect_activations() {
   if (!needs_activations()) return;
   const auto variants = config_.variants();
-  const bool zips = std::any_of(variants.begin(), variants.end(),
-                                [](const MergeVariant& v) { return v.method == MergeMethod::kZip; });
-  activation_ = activation_similarity(models_, groups_, *activation_data_, config_.activations.batch_size,
-                                      config_.similarity,
-                                      zips ? Similarity::Scope::kAllPairs : Similarity::Scope::kCrossModel,
-                                      run_.settings().device, run_.progress());
+  const bool zips = std::any_of(variants.begin(), variants.end(), [](const MergeVariant& v) {
+    return v.method == MergeMethod::kZip;
+  });
+  activation_ = activation_similarity(
+      models_, groups_, *activation_data_, config_.activations.batch_size, config_.similarity,
+      zips ? Similarity::Scope::kAllPairs : Similarity::Scope::kCrossModel, run_.settings().device,
+      run_.progress());
 }
 
 MatchResult MergeRun::match(const MergeVariant& variant) {
-  MatchResult matched = match_units(states_of(models_), groups_, activation_,
-                                    {variant, config_.zip, config_.iterations, config_.similarity}, run_.progress());
+  MatchResult matched =
+      match_units(states_of(models_), groups_, activation_,
+                  {variant, config_.zip, config_.iterations, config_.similarity}, run_.progress());
   run_.record().add_phase("weight similarity", matched.similarity_s);
   run_.record().add_phase("assignment", matched.matching_s);
   return matched;
@@ -133,20 +140,21 @@ ScriptModel MergeRun::apply(const MatchResult& matched) {
     const Matching& matching = matched.matchings[g];
     if (matching.slots != matching.units)
       throw Error(ErrorKind::kConfig, "zip.reduce",
-                  fmt::format("group {} of {} units would become {} wide", groups_.groups[g].name, matching.units,
-                              matching.slots),
-                  fmt::format("{} keeps the width of {} models", 1.0 - 1.0 / static_cast<double>(matching.models),
-                              matching.models));
+                  fmt::format("group {} of {} units would become {} wide", groups_.groups[g].name,
+                              matching.units, matching.slots),
+                  fmt::format("{} keeps the width of {} models",
+                              1.0 - 1.0 / static_cast<double>(matching.models), matching.models));
   }
   ScriptModel merged = models_.front().clone();
-  merged.load_state(merge_states(states_of(models_).models, groups_, matched.matchings), "merged weights");
+  merged.load_state(merge_states(states_of(models_).models, groups_, matched.matchings),
+                    "merged weights");
   return merged;
 }
 
 void MergeRun::renormalise(ScriptModel& model) {
   if (config_.normalization.mode == NormalizationMode::kNone) return;
-  reset_batch_norm(model, normalization_data(), config_.normalization.batch_size, run_.settings().device,
-                   run_.progress());
+  reset_batch_norm(model, normalization_data(), config_.normalization.batch_size,
+                   run_.settings().device, run_.progress());
 }
 
 void MergeRun::score(const MergeVariant& variant, const MatchResult& matched, ScriptModel& merged) {
@@ -166,9 +174,11 @@ void MergeRun::score(const MergeVariant& variant, const MatchResult& matched, Sc
   variants_.push_back(std::move(entry));
 }
 
-void MergeRun::save(const MergeVariant& variant, const MatchResult& matched, const ScriptModel& merged) {
+void MergeRun::save(const MergeVariant& variant, const MatchResult& matched,
+                    const ScriptModel& merged) {
   const Phase phase(run_.progress(), "save");
-  const auto folder = config_.compare.empty() ? run_.settings().out : run_.settings().out / variant.label();
+  const auto folder =
+      config_.compare.empty() ? run_.settings().out : run_.settings().out / variant.label();
   make_folder(folder);
   write_text_atomically(folder / "groups.json", unit_groups_to_json(groups_).dump(2) + "\n");
   write_matchings(folder / "matching.safetensors", groups_, matched.matchings);
@@ -178,7 +188,8 @@ void MergeRun::save(const MergeVariant& variant, const MatchResult& matched, con
 }
 
 json MergeRun::summary() {
-  json summary = {{"tool", "mudsc-merge"}, {"variants", variants_}, {"out", run_.settings().out.string()}};
+  json summary = {
+      {"tool", "mudsc-merge"}, {"variants", variants_}, {"out", run_.settings().out.string()}};
   if (!originals_.empty()) summary["originals"] = originals_;
   if (sets_.empty()) return summary;
   std::vector<std::string> header{"accuracy, %"};
@@ -210,7 +221,8 @@ const Dataset& MergeRun::normalization_data() const {
 MergeRun::Scores MergeRun::scores_of(const std::vector<ScriptModel*>& models) {
   Scores scores;
   for (const EvaluationData& set : sets_)
-    scores.push_back(evaluate_ensemble(models, set.data, *objective_, set.options, run_.progress()));
+    scores.push_back(
+        evaluate_ensemble(models, set.data, *objective_, set.options, run_.progress()));
   return scores;
 }
 

@@ -19,7 +19,8 @@
 
 namespace weightsmith {
 
-/// The steps of one run of mudsc-merge, in the order main calls them, and what they hand to each other.
+/// The steps of one run of mudsc-merge, in the order main calls them, and what they hand to each
+/// other.
 class MergeRun {
  public:
   MergeRun(const MergeConfig& config, Run& run) : config_(config), run_(run) {}
@@ -31,8 +32,8 @@ class MergeRun {
 
   /// Scores the models as they came, and their ensemble.
   void score_originals();
-  /// Recomputes batch-norm statistics of the originals on the data of the merged model, so that their activations are
-  /// compared on equal terms.
+  /// Recomputes batch-norm statistics of the originals on the data of the merged model, so that
+  /// their activations are compared on equal terms.
   void reset_originals();
   void collect_activations();
 

@@ -2,7 +2,6 @@
 
 #include <ATen/Functions.h>
 #include <spdlog/fmt/fmt.h>
-#include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -16,14 +15,11 @@ void check_same_architecture(const std::vector<ScriptModel>& models) {
   WS_CHECK(!models.empty());
   const TensorMap first = models.front().state_dict();
   for (std::size_t i = 1; i < models.size(); ++i) {
-    std::vector<std::string> differences = state_differences(first, models[i].state_dict());
+    const auto differences = state_differences(models[i].state_dict(), first);
     if (differences.empty()) continue;
-    const std::size_t more = differences.size() > 3 ? differences.size() - 3 : 0;
-    differences.resize(std::min<std::size_t>(differences.size(), 3));
     throw Error(ErrorKind::kInput, models[i].where(),
-                fmt::format("not of the architecture of {}: {}{}", models.front().where(),
-                            fmt::join(differences, "; "),
-                            more > 0 ? fmt::format("; and {} more", more) : ""),
+                fmt::format("not of the architecture of {}: {}", models.front().where(),
+                            join_some(differences, 3)),
                 "only networks of one architecture can be merged");
   }
 }

@@ -23,12 +23,14 @@ std::string Table::markdown() const {
   std::string text;
   const auto add_line = [&](const std::vector<std::string>& cells) {
     for (std::size_t c = 0; c < cells.size(); ++c)
-      text += c == 0 ? fmt::format("| {:<{}} ", cells[c], widths[c]) : fmt::format("| {:>{}} ", cells[c], widths[c]);
+      text += c == 0 ? fmt::format("| {:<{}} ", cells[c], widths[c])
+                     : fmt::format("| {:>{}} ", cells[c], widths[c]);
     text += "|\n";
   };
   add_line(header_);
   for (std::size_t c = 0; c < widths.size(); ++c)
-    text += c == 0 ? fmt::format("|{:-<{}}", "", widths[c] + 2) : fmt::format("|{:->{}}:", "", widths[c] + 1);
+    text += c == 0 ? fmt::format("|{:-<{}}", "", widths[c] + 2)
+                   : fmt::format("|{:->{}}:", "", widths[c] + 1);
   text += "|\n";
   for (const auto& row : rows_) add_line(row);
   return text;

@@ -12,8 +12,8 @@ class Table {
   explicit Table(std::vector<std::string> header) : header_(std::move(header)) {}
   /// As many cells as the header has.
   void add_row(std::vector<std::string> cells);
-  /// GitHub-flavoured Markdown, padded so that it reads well as plain text; the first column is left-aligned, the others
-  /// right-aligned.
+  /// GitHub-flavoured Markdown, padded so that it reads well as plain text; the first column is
+  /// left-aligned, the others right-aligned.
   std::string markdown() const;
   /// RFC 4180: cells with commas, quotes or line breaks are quoted.
   std::string csv() const;

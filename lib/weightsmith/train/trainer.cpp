@@ -240,7 +240,10 @@ class Run {
       Lookaround& optimizer;
       ~Restore() { optimizer.show_head(); }
     } const restore{optimizer_};
-    return evaluate(model_, dataset, objective_, {kEvaluationBatch, device_}, progress_);
+    EvaluationOptions options;
+    options.batch_size = kEvaluationBatch;
+    options.device = device_;
+    return evaluate(model_, dataset, objective_, options, progress_);
   }
 
   void write_metrics() const {
