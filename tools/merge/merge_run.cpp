@@ -52,13 +52,17 @@ void MergeRun::load_data() {
     loaded.data = load_dataset(set.data);
     loaded.options.batch_size = config_.evaluation.batch_size;
     loaded.options.device = run_.settings().device;
-    // Relabelled sets have no other classes left to compete.
-    if (set.candidates == Candidates::kSet && !set.data.relabel) loaded.options.candidates = set.data.classes;
     classes = std::max(classes, loaded.data.classes);
   }
-  if (!sets_.empty()) {
-    objective_.emplace(config_.evaluation.objective, classes);
-    objective_->to(run_.settings().device);
+  if (sets_.empty()) return;
+  Objective objective(config_.evaluation.objective, classes);
+  objective.to(run_.settings().device);
+  for (std::size_t s = 0; s < sets_.size(); ++s) {
+    const Candidates candidates =
+        config_.evaluation.sets[s].candidates.value_or(config_.evaluation.objective.candidates);
+    sets_[s].objective = candidates == Candidates::kData
+                             ? objective.restricted_to(classes_in(sets_[s].data))
+                             : objective;
   }
 }
 
@@ -222,7 +226,7 @@ MergeRun::Scores MergeRun::scores_of(const std::vector<ScriptModel*>& models) {
   Scores scores;
   for (const EvaluationData& set : sets_)
     scores.push_back(
-        evaluate_ensemble(models, set.data, *objective_, set.options, run_.progress()));
+        evaluate_ensemble(models, set.data, *set.objective, set.options, run_.progress()));
   return scores;
 }
 

@@ -51,6 +51,7 @@ class MergeRun {
     std::string name;
     Dataset data;
     EvaluationOptions options;
+    std::optional<Objective> objective;
   };
   using Scores = std::vector<Evaluation>;  // one a set
 
@@ -66,7 +67,6 @@ class MergeRun {
   std::optional<Dataset> activation_data_;
   std::optional<Dataset> normalization_data_;
   std::vector<EvaluationData> sets_;
-  std::optional<Objective> objective_;
   std::vector<Similarity> activation_;
   std::vector<std::pair<std::string, Scores>> table_;
   nlohmann::json originals_ = nlohmann::json::array();

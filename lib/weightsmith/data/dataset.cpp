@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <set>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
@@ -193,6 +194,12 @@ Dataset subset(const Dataset& dataset, const std::vector<std::int64_t>& indices)
   selected.images = dataset.images.index_select(0, index);
   selected.labels = dataset.labels.index_select(0, index);
   return selected;
+}
+
+std::vector<std::int64_t> classes_in(const Dataset& dataset) {
+  const std::int64_t* labels = dataset.labels.data_ptr<std::int64_t>();
+  const std::set<std::int64_t> distinct(labels, labels + dataset.size());
+  return {distinct.begin(), distinct.end()};
 }
 
 Normalisation normalisation(const Dataset& dataset) {

@@ -40,6 +40,9 @@ Dataset load_dataset(const DataConfig& config);
 /// The samples of `indices`, in that order, with the same label space. O(bytes selected).
 Dataset subset(const Dataset& dataset, const std::vector<std::int64_t>& indices);
 
+/// The labels that occur, ascending.
+std::vector<std::int64_t> classes_in(const Dataset& dataset);
+
 /// The normalisation of a data set as y = scale[c] · x + offset[c] on the stored values: uint8 is
 /// scaled to [0, 1] and float32 taken as it is, then (x − mean) / std.
 struct Normalisation {

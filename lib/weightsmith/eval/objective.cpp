@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
+#include <limits>
 
 #include "weightsmith/config/fields.h"
 #include "weightsmith/core/error.h"
@@ -15,6 +16,10 @@ namespace weightsmith {
 EnumNames<ObjectiveConfig::Type> enum_names(ObjectiveConfig::Type) {
   using enum ObjectiveConfig::Type;
   return {{kCrossEntropy, "cross_entropy"}, {kEmbedding, "embedding"}};
+}
+
+EnumNames<Candidates> enum_names(Candidates) {
+  return {{Candidates::kAll, "all"}, {Candidates::kData, "data"}};
 }
 
 template <class Fields>
@@ -65,6 +70,7 @@ void fields(Fields& f, ObjectiveConfig& c) {
   f("embeddings", source);
   f("scale", c.scale);
   f("label_smoothing", c.label_smoothing);
+  f("candidates", c.candidates);
 }
 
 void from_config(const ConfigNode& node, ObjectiveConfig& config) {
@@ -153,17 +159,40 @@ at::Tensor Objective::scores(const at::Tensor& outputs) const {
                             fmt::join(outputs.sizes(), ", "), output_width()),
                 embeddings_.defined() ? "give the network as many outputs as the embeddings have"
                                       : "give the network one output a class");
+  const auto bar = [this](const at::Tensor& scores) {
+    constexpr double kNever = -std::numeric_limits<double>::infinity();
+    return barred_.defined() ? scores.masked_fill(barred_.to(scores.device()), kNever) : scores;
+  };
   const at::Tensor values = outputs.to(at::kFloat);
-  if (!embeddings_.defined()) return values;
+  if (!embeddings_.defined()) return bar(values);
   constexpr double kSmallestNorm = 1e-12;  // a zero output scores 0 everywhere
   const at::Tensor directions =
       values / values.norm(2, {1}, /*keepdim=*/true).clamp_min(kSmallestNorm);
-  return directions.matmul(embeddings_.to(values.device()).t()) * config_.scale;
+  return bar(directions.matmul(embeddings_.to(values.device()).t()) * config_.scale);
 }
 
 at::Tensor Objective::loss(const at::Tensor& outputs, const at::Tensor& labels) const {
-  return at::cross_entropy_loss(scores(outputs), labels, /*weight=*/{}, at::Reduction::Mean,
+  at::Tensor competing = scores(outputs);
+  at::Tensor targets = labels;
+  if (barred_.defined()) {
+    // Only the columns that compete: label smoothing would give the others a share of infinity.
+    const at::Tensor columns = barred_.logical_not().nonzero().squeeze(1);
+    const at::Tensor position = barred_.logical_not().cumsum(0) - 1;
+    competing = competing.index_select(1, columns.to(competing.device()));
+    targets = position.to(labels.device()).index_select(0, labels);
+  }
+  return at::cross_entropy_loss(competing, targets, /*weight=*/{}, at::Reduction::Mean,
                                 /*ignore_index=*/-100, config_.label_smoothing);
+}
+
+Objective Objective::restricted_to(const std::vector<std::int64_t>& classes) const {
+  Objective restricted = *this;
+  restricted.barred_ = at::ones({classes_}, at::kBool);
+  for (const std::int64_t c : classes) {
+    WS_CHECK(c >= 0 && c < classes_);
+    restricted.barred_[c] = false;
+  }
+  return restricted;
 }
 
 void Objective::to(at::Device device) {

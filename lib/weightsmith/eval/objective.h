@@ -6,10 +6,14 @@
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace weightsmith {
 
 struct ConfigNode;
+template <class E>
+using EnumNames = std::vector<std::pair<E, const char*>>;
 
 /// Fixed random unit vectors, one a class: the stand-in for CLIP's text embeddings where there are
 /// none.
@@ -21,6 +25,12 @@ struct RandomEmbeddings {
   double common = 0.0;
 };
 
+/// Which classes compete for a sample: all of the label space, or only those that the data holds. A
+/// CLIP-style head is trained on the classes of its own task alone, and per-task accuracy is scored
+/// so.
+enum class Candidates { kAll, kData };
+EnumNames<Candidates> enum_names(Candidates);
+
 /// What a network's outputs mean and how they are scored.
 struct ObjectiveConfig {
   enum class Type { kCrossEntropy, kEmbedding };
@@ -29,6 +39,7 @@ struct ObjectiveConfig {
   std::optional<RandomEmbeddings> random_embeddings;  ///< instead of a file
   double scale = 100.0;                               ///< factor of the cosine similarities
   double label_smoothing = 0.0;                       ///< in [0, 1)
+  Candidates candidates = Candidates::kAll;
 };
 
 void from_config(const ConfigNode& node, ObjectiveConfig& config);
@@ -44,8 +55,11 @@ class Objective {
   /// when an embedding file lacks `embeddings`, or has fewer rows than there are classes.
   Objective(const ObjectiveConfig& config, std::int64_t classes);
 
-  /// outputs (B, D) → scores (B, classes), float32. Throws Error{kInput} when D is not what the
-  /// objective needs.
+  /// The same objective with only some classes competing; every label must be among them.
+  Objective restricted_to(const std::vector<std::int64_t>& classes) const;
+
+  /// outputs (B, D) → scores (B, classes), float32, -infinity for classes that do not compete.
+  /// Throws Error{kInput} when D is not what the objective needs.
   at::Tensor scores(const at::Tensor& outputs) const;
 
   /// Mean cross-entropy over the batch of `scores(outputs)` against labels (B) int64;
@@ -62,6 +76,7 @@ class Objective {
   ObjectiveConfig config_;
   std::int64_t classes_;
   at::Tensor embeddings_;  // (classes, D), unit rows; undefined for cross-entropy
+  at::Tensor barred_;      // (classes) bool: do not compete; undefined when all do
 };
 
 }  // namespace weightsmith

@@ -26,10 +26,6 @@ EnumNames<NormalizationMode> enum_names(NormalizationMode) {
   return {{NormalizationMode::kNone, "none"}, {NormalizationMode::kReset, "reset"}};
 }
 
-EnumNames<Candidates> enum_names(Candidates) {
-  return {{Candidates::kAll, "all"}, {Candidates::kSet, "set"}};
-}
-
 template <class Fields>
 void fields(Fields& f, MergeVariant& c) {
   f("method", c.method);

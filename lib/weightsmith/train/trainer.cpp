@@ -88,6 +88,8 @@ class Run {
                    {config.optimizer.momentum, config.optimizer.dampening,
                     config.optimizer.weight_decay, config.optimizer.nesterov},
                    config.method.k) {
+    if (config.objective.candidates == Candidates::kData)
+      objective_ = objective_.restricted_to(classes_in(data_.train));
     objective_.to(device_);
     state_.config = lasting_config(config);
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
