@@ -18,7 +18,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kLanes = 64;
 constexpr std::int64_t kListRoom = 64;        // candidates a row
 constexpr std::int64_t kListRank = 16;        // the threshold is this lane maximum: about 20 pass
-constexpr std::int64_t kReductionSteps = 10;  // augmenting row reductions a row, on average
+constexpr std::int64_t kReductionSteps = 20;  // augmenting row reductions a row, on average
 
 [[noreturn]] void fail_not_finite(const ScoreMatrix& scores, std::int64_t row,
                                   std::string_view where) {

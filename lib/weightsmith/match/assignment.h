@@ -43,7 +43,7 @@ struct Assignment {
 ///   in line under that bound and listed again when its turn comes. Exact, and the reason why most
 ///   rows are read a few times only.
 /// - Searches are cut at the nearest free column found so far.
-/// - The augmenting row reduction gives up after 10 n steps and at ties.
+/// - The augmenting row reduction gives up after 20 n steps and at ties.
 ///
 /// O(n^3) in the worst case, near n^2 for similarity matrices; memory 1 KB a row. n = 0 and 1 work.
 /// Throws Error{kNumeric} naming `where` and the position of a NaN or infinite score.

@@ -1,5 +1,7 @@
 #include "weightsmith/match/matching.h"
 
+#include <ATen/core/Generator.h>  // before Catch2: glog, which it includes, has a CHECK of its own
+
 #include <catch2/catch.hpp>
 #include <set>
 
