@@ -41,7 +41,8 @@ class FlatGraph {
   torch::jit::Graph& graph() const { return *graph_; }
 
   /// The nodes in preorder (a node before the nodes of its blocks), without module boundaries; a
-  /// node's index here is its number. The same archive gives the same numbers.
+  /// node's index here is its number. The same archive gives the same numbers
+  /// under the same LibTorch.
   const std::vector<torch::jit::Node*>& nodes() const { return nodes_; }
   /// The innermost submodule whose `forward` the node stands in; "" for the network's own.
   const std::string& module_of(std::size_t number) const { return modules_[number]; }

@@ -35,9 +35,9 @@ class TapSet {
 
   /// Runs the network once on the arguments of forward and returns its result. `observe` is called
   /// with a tap's index while the operator runs: what it sees is what the operator sees, but later
-  /// operators may change the tensor in place, so copy or reduce it there and then. Nothing is kept
-  /// alive for the taps. Throws Error{kInput} naming a tap that was not reached (it stands in a
-  /// branch not taken) or is no tensor; else as GraphRunner::run.
+  /// operators may change the tensor in place, so copy or reduce it there and then. No activation
+  /// is kept alive for the taps. Throws Error{kInput} naming a tap that was not reached (it stands
+  /// in a branch not taken) or is no tensor; else as GraphRunner::run.
   c10::IValue run(std::vector<c10::IValue> inputs, const Observe& observe) const;
 
   std::size_t size() const { return taps_.size(); }
