@@ -14,6 +14,7 @@ enum RandomStream : std::uint64_t {
   kValidationStream = 4,  ///< (seed): which training samples validate
   kEmbeddingStream = 5,   ///< (embedding seed, class): random class embeddings
   kNoiseStream = 6,       ///< (seed): label noise
+  kForwardStream = 7,     ///< (seed, step): what a network draws itself (dropout)
 };
 
 }  // namespace weightsmith

@@ -1,0 +1,173 @@
+#include "weightsmith/eval/objective.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "weightsmith/config/fields.h"
+#include "weightsmith/core/error.h"
+#include "weightsmith/core/rng.h"
+#include "weightsmith/data/random_stream.h"
+#include "weightsmith/tensor/safetensors.h"
+
+namespace weightsmith {
+
+EnumNames<ObjectiveConfig::Type> enum_names(ObjectiveConfig::Type) {
+  using enum ObjectiveConfig::Type;
+  return {{kCrossEntropy, "cross_entropy"}, {kEmbedding, "embedding"}};
+}
+
+template <class Fields>
+void fields(Fields& f, RandomEmbeddings& c) {
+  f("random", c.dimensions);
+  f("seed", c.seed);
+  f("common", c.common);
+}
+
+void from_config(const ConfigNode& node, RandomEmbeddings& config) {
+  read_fields(node, config);
+  if (config.dimensions < 1) node.fail("`random`, the number of dimensions, must be at least 1");
+  if (config.seed < 0) node.fail("`seed` must not be negative");
+  if (config.common < 0 || config.common >= 1) node.fail("`common` must lie in [0, 1)");
+}
+
+nlohmann::json to_config(const RandomEmbeddings& config) { return write_fields(config); }
+
+namespace {
+
+/// The key `embeddings`: a path, or the parameters of random ones.
+struct EmbeddingSource {
+  ObjectiveConfig& config;
+};
+
+void from_config(const ConfigNode& node, EmbeddingSource& source) {
+  if (node.value.is_object()) {
+    source.config.embeddings.clear();
+    detail::read_value(node, source.config.random_embeddings);
+  } else {
+    source.config.random_embeddings.reset();
+    detail::read_value(node, source.config.embeddings);
+  }
+}
+
+nlohmann::json to_config(const EmbeddingSource& source) {
+  if (source.config.random_embeddings) return to_config(*source.config.random_embeddings);
+  if (source.config.embeddings.empty()) return nullptr;
+  return source.config.embeddings.string();
+}
+
+}  // namespace
+
+template <class Fields>
+void fields(Fields& f, ObjectiveConfig& c) {
+  EmbeddingSource source{c};
+  f("type", c.type);
+  f("embeddings", source);
+  f("scale", c.scale);
+  f("label_smoothing", c.label_smoothing);
+}
+
+void from_config(const ConfigNode& node, ObjectiveConfig& config) {
+  read_fields(node, config);
+  const bool has_embeddings = config.random_embeddings || !config.embeddings.empty();
+  if (config.type == ObjectiveConfig::Type::kEmbedding && !has_embeddings)
+    node.fail("the objective `embedding` needs `embeddings`",
+              R"(name a safetensors file, or {"random": 512})");
+  if (config.type == ObjectiveConfig::Type::kCrossEntropy && has_embeddings)
+    node.fail("the objective `cross_entropy` has no `embeddings`",
+              R"(add "type": "embedding", or remove them)");
+  if (!(config.scale > 0)) node.fail("`scale` must be positive");
+  if (!(config.label_smoothing >= 0 && config.label_smoothing < 1))
+    node.fail("`label_smoothing` must lie in [0, 1)");
+}
+
+nlohmann::json to_config(const ObjectiveConfig& config) { return write_fields(config); }
+
+namespace {
+
+std::vector<double> random_unit_vector(std::uint64_t seed, std::uint64_t row, std::int64_t size) {
+  Rng rng(seed, {kEmbeddingStream, row});
+  std::vector<double> v(static_cast<std::size_t>(size));
+  double squares = 0;
+  for (double& x : v) {
+    x = rng.normal();
+    squares += x * x;
+  }
+  for (double& x : v) x /= std::sqrt(squares);
+  return v;
+}
+
+at::Tensor make_random_embeddings(const RandomEmbeddings& config, std::int64_t classes) {
+  const auto seed = static_cast<std::uint64_t>(config.seed);
+  const std::vector<double> shared = random_unit_vector(seed, 0, config.dimensions);
+  at::Tensor rows = at::empty({classes, config.dimensions}, at::kDouble);
+  double* out = rows.data_ptr<double>();
+  for (std::int64_t c = 0; c < classes; ++c) {
+    const std::vector<double> own =
+        random_unit_vector(seed, static_cast<std::uint64_t>(c) + 1, config.dimensions);
+    for (std::size_t i = 0; i < own.size(); ++i)
+      *out++ = std::sqrt(config.common) * shared[i] + std::sqrt(1 - config.common) * own[i];
+  }
+  return rows;
+}
+
+at::Tensor read_embeddings(const std::filesystem::path& path, std::int64_t classes) {
+  const SafetensorsFile file = read_safetensors(path);
+  const auto it = file.tensors.find("embeddings");
+  if (it == file.tensors.end())
+    throw Error(ErrorKind::kInput, path.string(), "has no tensor \"embeddings\"",
+                "expected `embeddings` (classes, D)");
+  const at::Tensor& rows = it->second;
+  if (rows.dim() != 2 || !at::isFloatingType(rows.scalar_type()) || rows.size(0) < classes)
+    throw Error(
+        ErrorKind::kInput, path.string(),
+        fmt::format("embeddings are {} of shape [{}], expected floats ({} classes, D)",
+                    at::toString(rows.scalar_type()), fmt::join(rows.sizes(), ", "), classes),
+        "write one row a class of the whole label space");
+  return rows.slice(0, 0, classes).to(at::kDouble);
+}
+
+}  // namespace
+
+Objective::Objective(const ObjectiveConfig& config, std::int64_t classes)
+    : config_(config), classes_(classes) {
+  if (config.type == ObjectiveConfig::Type::kCrossEntropy) return;
+  const at::Tensor rows = config.random_embeddings
+                              ? make_random_embeddings(*config.random_embeddings, classes)
+                              : read_embeddings(config.embeddings, classes);
+  const at::Tensor norms = rows.norm(2, {1}, /*keepdim=*/true);
+  if (!at::isfinite(norms).all().item<bool>() || !(norms > 0).all().item<bool>())
+    throw Error(ErrorKind::kInput, config.embeddings.string(), "an embedding is zero or not finite",
+                "every class needs a direction");
+  embeddings_ = rows.div(norms).to(at::kFloat);
+}
+
+std::int64_t Objective::output_width() const {
+  return embeddings_.defined() ? embeddings_.size(1) : classes_;
+}
+
+at::Tensor Objective::scores(const at::Tensor& outputs) const {
+  if (outputs.dim() != 2 || outputs.size(1) != output_width())
+    throw Error(ErrorKind::kInput, "objective",
+                fmt::format("the network's outputs have shape [{}], expected (B, {})",
+                            fmt::join(outputs.sizes(), ", "), output_width()),
+                embeddings_.defined() ? "give the network as many outputs as the embeddings have"
+                                      : "give the network one output a class");
+  const at::Tensor values = outputs.to(at::kFloat);
+  if (!embeddings_.defined()) return values;
+  constexpr double kSmallestNorm = 1e-12;  // a zero output scores 0 everywhere
+  const at::Tensor directions =
+      values / values.norm(2, {1}, /*keepdim=*/true).clamp_min(kSmallestNorm);
+  return directions.matmul(embeddings_.to(values.device()).t()) * config_.scale;
+}
+
+at::Tensor Objective::loss(const at::Tensor& outputs, const at::Tensor& labels) const {
+  return at::cross_entropy_loss(scores(outputs), labels, /*weight=*/{}, at::Reduction::Mean,
+                                /*ignore_index=*/-100, config_.label_smoothing);
+}
+
+void Objective::to(at::Device device) {
+  if (embeddings_.defined()) embeddings_ = embeddings_.to(device);
+}
+
+}  // namespace weightsmith

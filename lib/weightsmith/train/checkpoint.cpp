@@ -1,0 +1,130 @@
+#include "weightsmith/train/checkpoint.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <set>
+#include <vector>
+
+#include "weightsmith/core/error.h"
+#include "weightsmith/tensor/safetensors.h"
+
+namespace weightsmith {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kPrefix = "checkpoint-";
+constexpr const char* kSuffix = ".safetensors";
+constexpr const char* kMetadataKey = "weightsmith";
+constexpr int kVersion = 1;
+const std::string kOptimizerPrefix = "optimizer.";
+const std::string kBufferPrefix = "buffer.";
+
+/// Oldest first: positions are padded with zeros, so names sort as they do.
+std::vector<fs::path> checkpoint_files(const fs::path& folder) {
+  std::vector<fs::path> files;
+  std::error_code unreadable;
+  for (const auto& entry : fs::directory_iterator(folder, unreadable)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(kPrefix) && name.ends_with(kSuffix)) files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+/// Keys (a.b.c) whose values differ.
+void list_differences(const nlohmann::json& a, const nlohmann::json& b, const std::string& key,
+                      std::set<std::string>& differing) {
+  if (a == b) return;
+  if (!a.is_object() || !b.is_object()) {
+    differing.insert(key);
+    return;
+  }
+  for (const auto* side : {&a, &b})
+    for (const auto& [name, value] : side->items())
+      list_differences(a.value(name, nlohmann::json()), b.value(name, nlohmann::json()),
+                       key.empty() ? name : key + "." + name, differing);
+}
+
+}  // namespace
+
+fs::path write_checkpoint(const fs::path& folder, const Checkpoint& c, std::int64_t keep) {
+  TensorMap tensors;
+  for (const auto& [name, tensor] : c.optimizer) tensors.emplace(kOptimizerPrefix + name, tensor);
+  for (const auto& [name, tensor] : c.buffers) tensors.emplace(kBufferPrefix + name, tensor);
+  const nlohmann::json state = {
+      {"version", kVersion},      {"epoch", c.position.epoch}, {"batch", c.position.batch},
+      {"steps", c.steps},         {"loss_sum", c.loss_sum},    {"loss_count", c.loss_count},
+      {"elapsed_s", c.elapsed_s}, {"history", c.history},      {"config", c.config}};
+  const fs::path path =
+      folder / fmt::format("{}{:06}-{:08}{}", kPrefix, c.position.epoch, c.position.batch, kSuffix);
+  write_safetensors(path, tensors, {{kMetadataKey, state.dump()}});
+
+  std::vector<fs::path> files = checkpoint_files(folder);
+  std::error_code ignored;
+  for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < files.size(); ++i)
+    fs::remove(files[i], ignored);
+  return path;
+}
+
+std::optional<fs::path> newest_checkpoint(const fs::path& folder) {
+  const std::vector<fs::path> files = checkpoint_files(folder);
+  return files.empty() ? std::nullopt : std::optional(files.back());
+}
+
+Checkpoint read_checkpoint(const fs::path& path) {
+  const char* remedy = "remove it to resume from the one before";
+  const SafetensorsFile file = read_safetensors(path);
+  const auto it = file.metadata.find(kMetadataKey);
+  if (it == file.metadata.end())
+    throw Error(ErrorKind::kInput, path.string(), "not a checkpoint of lookaround-train", remedy);
+  Checkpoint c;
+  try {
+    const nlohmann::json state = nlohmann::json::parse(it->second);
+    if (const int version = state.at("version").get<int>(); version != kVersion)
+      throw Error(ErrorKind::kInput, path.string(),
+                  fmt::format("checkpoint of version {}, expected {}", version, kVersion),
+                  "resume with the version of weightsmith that wrote it");
+    state.at("epoch").get_to(c.position.epoch);
+    state.at("batch").get_to(c.position.batch);
+    state.at("steps").get_to(c.steps);
+    state.at("loss_sum").get_to(c.loss_sum);
+    state.at("loss_count").get_to(c.loss_count);
+    state.at("elapsed_s").get_to(c.elapsed_s);
+    c.history = state.at("history");
+    c.config = state.at("config");
+  } catch (const nlohmann::json::exception& e) {
+    throw Error(ErrorKind::kInput, path.string(), fmt::format("damaged checkpoint: {}", e.what()),
+                remedy);
+  }
+  for (const auto& [name, tensor] : file.tensors) {
+    if (name.starts_with(kOptimizerPrefix))
+      c.optimizer.emplace(name.substr(kOptimizerPrefix.size()), tensor);
+    else if (name.starts_with(kBufferPrefix))
+      c.buffers.emplace(name.substr(kBufferPrefix.size()), tensor);
+  }
+  return c;
+}
+
+void remove_checkpoints(const fs::path& folder) {
+  for (const fs::path& file : checkpoint_files(folder)) {
+    std::error_code error;
+    fs::remove(file, error);
+    if (error)
+      throw Error(ErrorKind::kOutput, file.string(), "cannot remove the old checkpoint",
+                  "choose another --out");
+  }
+}
+
+void check_same_config(const nlohmann::json& saved, const nlohmann::json& present,
+                       const fs::path& checkpoint) {
+  std::set<std::string> differing;
+  list_differences(saved, present, "", differing);
+  if (differing.empty()) return;
+  throw Error(ErrorKind::kConfig, *differing.begin(),
+              fmt::format("differs from the run to be resumed ({}): {}", checkpoint.string(),
+                          fmt::join(differing, ", ")),
+              "resume with the same configuration, or start anew with --overwrite");
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "weightsmith/data/loader.h"
+#include "weightsmith/tensor/tensor_map.h"
+
+namespace weightsmith {
+
+/// Everything a run needs to go on as if it had never stopped. A file
+/// `checkpoint-<epoch>-<batch>.safetensors` holds the tensors, and the rest as JSON in its
+/// metadata, under `weightsmith`.
+struct Checkpoint {
+  LoaderPosition position;  ///< of the next batch; batch = batches of an epoch: not yet scored
+  std::int64_t steps = 0;   ///< base steps made
+  double loss_sum = 0;      ///< of the running epoch, over `loss_count` steps
+  std::int64_t loss_count = 0;
+  double elapsed_s = 0;                              ///< of the running epoch
+  nlohmann::json history = nlohmann::json::array();  ///< one object a finished epoch
+  nlohmann::json config;  ///< what the run was made with (checkpoint_config)
+  TensorMap optimizer;    ///< Lookaround::state()
+  TensorMap buffers;      ///< of the network
+};
+
+/// Writes a checkpoint (atomic), then removes all but the newest `keep`. Throws Error{kOutput}.
+std::filesystem::path write_checkpoint(const std::filesystem::path& folder,
+                                       const Checkpoint& checkpoint, std::int64_t keep);
+
+/// The file of the newest checkpoint in `folder`, if there is one.
+std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& folder);
+
+/// Throws Error{kInput} naming the file when it is damaged or not a checkpoint.
+Checkpoint read_checkpoint(const std::filesystem::path& path);
+
+/// Removes every checkpoint in `folder`.
+void remove_checkpoints(const std::filesystem::path& folder);
+
+/// Throws Error{kConfig} naming the first keys in which two configurations differ.
+void check_same_config(const nlohmann::json& saved, const nlohmann::json& present,
+                       const std::filesystem::path& checkpoint);
+
+}  // namespace weightsmith

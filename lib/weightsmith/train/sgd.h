@@ -1,0 +1,31 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace weightsmith {
+
+/// Stochastic gradient descent as PyTorch defines it (Sutskever et al., ICML 2013, with the
+/// learning rate outside the momentum).
+struct SgdOptions {
+  double momentum = 0.0;      ///< µ
+  double dampening = 0.0;     ///< τ
+  double weight_decay = 0.0;  ///< λ
+  bool nesterov = false;
+};
+
+/// One step:
+///     g ← g + λ·θ
+///     m ← g at the first step, else µ·m + (1 − τ)·g       (only where µ ≠ 0)
+///     g ← g + µ·m with Nesterov's momentum, else m        (only where µ ≠ 0)
+///     θ ← θ − lr·g
+/// `values` and `momenta` are flat float32 tensors of equal size, changed in place; `gradient` has
+/// as many values, of any shape and strides; all on one device. `momenta` may be undefined when µ
+/// is 0. O(size); on the CPU one pass over memory, elsewhere sgd_step_by_operators.
+void sgd_step(const SgdOptions& options, double lr, bool first, const at::Tensor& gradient,
+              at::Tensor& values, at::Tensor& momenta);
+
+/// The same by tensor operations, for any device.
+void sgd_step_by_operators(const SgdOptions& options, double lr, bool first,
+                           const at::Tensor& gradient, at::Tensor& values, at::Tensor& momenta);
+
+}  // namespace weightsmith

@@ -1,0 +1,59 @@
+#include "weightsmith/train/train_data.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "weightsmith/core/error.h"
+#include "weightsmith/core/rng.h"
+#include "weightsmith/data/random_stream.h"
+
+namespace weightsmith {
+namespace {
+
+void add_label_noise(Dataset& dataset, double share, std::uint64_t seed) {
+  Rng rng(seed, {kNoiseStream});
+  dataset.labels = dataset.labels.clone();
+  auto* labels = dataset.labels.data_ptr<std::int64_t>();
+  for (std::int64_t i = 0; i < dataset.size(); ++i) {
+    const bool noisy = rng.uniform() < share;
+    const auto label =
+        static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(dataset.classes)));
+    if (noisy) labels[i] = label;
+  }
+}
+
+}  // namespace
+
+TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed) {
+  TrainData data;
+  data.train = load_dataset(config.train);
+  data.classes = data.train.classes;
+  if (config.test) {
+    data.test = load_dataset(*config.test);
+    data.classes = std::max(data.classes, data.test->classes);
+  }
+  if (config.validation > 0) {
+    const std::int64_t n = data.train.size();
+    if (n < 2)
+      throw Error(ErrorKind::kInput, data.train.where, "one sample cannot be split",
+                  "set data.validation to 0");
+    const std::int64_t held_out = std::clamp<std::int64_t>(
+        std::llround(config.validation * static_cast<double>(n)), 1, n - 1);
+    Rng rng(static_cast<std::uint64_t>(seed), {kValidationStream});
+    std::vector<std::int64_t> order = random_permutation(n, rng);
+    std::sort(order.begin(), order.begin() + held_out);
+    std::sort(order.begin() + held_out, order.end());
+    data.validation = subset(data.train, {order.begin(), order.begin() + held_out});
+    data.validation->where += " (validation)";
+    data.train = subset(data.train, {order.begin() + held_out, order.end()});
+  }
+  data.train.classes = data.classes;
+  if (config.label_noise > 0)
+    add_label_noise(data.train, config.label_noise, static_cast<std::uint64_t>(seed));
+  return data;
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "weightsmith/data/dataset.h"
+#include "weightsmith/train/train_config.h"
+
+namespace weightsmith {
+
+/// What a run trains on and is scored on.
+struct TrainData {
+  Dataset train;
+  std::optional<Dataset> validation;
+  std::optional<Dataset> test;
+  std::int64_t classes = 0;  ///< of the label space all of them share
+};
+
+/// Loads the sets. `validation` is a share of the training samples drawn with `seed` and taken out
+/// of training; at least one sample stays on either side. Label noise then gives each remaining
+/// training sample, with probability `label_noise`, a class drawn uniformly from all (its own
+/// included); validation and test labels stay as they are. Throws as load_dataset does.
+TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed);
+
+}  // namespace weightsmith

@@ -1,0 +1,311 @@
+#include "weightsmith/train/trainer.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <spdlog/fmt/fmt.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/error.h"
+#include "weightsmith/core/progress.h"
+#include "weightsmith/core/rng.h"
+#include "weightsmith/core/stop.h"
+#include "weightsmith/data/random_stream.h"
+#include "weightsmith/eval/objective.h"
+#include "weightsmith/model/script_model.h"
+#include "weightsmith/tensor/safetensors.h"
+#include "weightsmith/train/checkpoint.h"
+#include "weightsmith/train/lookaround.h"
+#include "weightsmith/train/parameter_arena.h"
+#include "weightsmith/train/schedule.h"
+#include "weightsmith/train/train_data.h"
+
+namespace weightsmith {
+namespace {
+
+/// The simple executor trains a fifth faster than the profiling one. A method keeps the executor it
+/// was first run with.
+class SimpleExecutor {
+ public:
+  SimpleExecutor()
+      : executor_(torch::jit::getExecutorMode().exchange(true)),
+        profiling_(torch::jit::getProfilingMode().exchange(false)) {}
+  ~SimpleExecutor() {
+    torch::jit::getExecutorMode() = executor_;
+    torch::jit::getProfilingMode() = profiling_;
+  }
+  SimpleExecutor(const SimpleExecutor&) = delete;
+  SimpleExecutor& operator=(const SimpleExecutor&) = delete;
+
+ private:
+  bool executor_;
+  bool profiling_;
+};
+
+/// What the weights depend on: where a run writes and how it is run may change when it is resumed.
+nlohmann::json lasting_config(const TrainConfig& config) {
+  nlohmann::json json = to_config(config);
+  for (const char* key : {"out", "device", "threads", "checkpoint"}) json.erase(key);
+  return json;
+}
+
+ScriptModel load_model(const TrainConfig& config, const TrainOptions& options) {
+  LoadOptions load;
+  load.device = options.device;
+  load.trust = options.trust;
+  load.seed = static_cast<std::uint64_t>(config.seed);
+  return ScriptModel::load(config.model, load);
+}
+
+LoaderOptions loader_options(const TrainConfig& config) {
+  LoaderOptions options;
+  options.batch_size = config.batch_size;
+  options.seed = config.seed;
+  options.pipelines = config.augmentations;
+  options.threads = std::clamp(at::get_num_threads() / 4, 1, 8);
+  return options;
+}
+
+class Run {
+ public:
+  Run(const TrainConfig& config, const TrainOptions& options, Progress& progress)
+      : config_(config),
+        device_(options.device),
+        progress_(progress),
+        data_(load_train_data(config.data, config.seed)),
+        objective_(config.objective, data_.classes),
+        model_(load_model(config, options)),
+        arena_(std::in_place, model_.parameters(),
+               config.method.type == MethodConfig::Type::kLookaround ? config.method.heads : 1,
+               model_.where()),
+        optimizer_(*arena_,
+                   {config.optimizer.momentum, config.optimizer.dampening,
+                    config.optimizer.weight_decay, config.optimizer.nesterov},
+                   config.method.k) {
+    objective_.to(device_);
+    state_.config = lasting_config(config);
+    for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
+  }
+
+  TrainResult run(bool resume) {
+    make_folder(config_.out);
+    if (resume) {
+      load_newest_checkpoint();
+    } else {
+      remove_checkpoints(config_.out);
+    }
+    if (state_.position.epoch < config_.epochs) train_epochs();
+    finish();
+    return result_;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void load_newest_checkpoint() {
+    const auto path = newest_checkpoint(config_.out);
+    if (!path) return;
+    Checkpoint saved = read_checkpoint(*path);
+    check_same_config(saved.config, state_.config, *path);
+    optimizer_.load_state(saved.optimizer, saved.steps, path->string());
+    const at::NoGradGuard no_grad;
+    for (auto& [name, buffer] : model_.buffers()) {
+      const auto it = saved.buffers.find(name);
+      if (it == saved.buffers.end() || it->second.sizes() != buffer.sizes())
+        throw Error(ErrorKind::kInput, path->string(),
+                    fmt::format("buffer {} does not fit {}", name, model_.where()),
+                    "resume with the network the checkpoint was made with");
+      at::Tensor target = buffer;
+      target.copy_(it->second);
+    }
+    state_ = std::move(saved);
+    result_.resumed_from = state_.position;
+  }
+
+  std::filesystem::path save_checkpoint() {
+    state_.steps = optimizer_.steps();
+    state_.optimizer = optimizer_.state();
+    state_.buffers = model_.buffers();
+    return write_checkpoint(config_.out, state_, config_.checkpoint.keep);
+  }
+
+  void train_epochs() {
+    Loader loader(data_.train, loader_options(config_), state_.position);
+    while (state_.position.epoch < config_.epochs) {
+      epoch_start_ = Clock::now() - std::chrono::duration_cast<Clock::duration>(
+                                        std::chrono::duration<double>(state_.elapsed_s));
+      train_epoch(loader);
+      score_epoch(loader.batches_per_epoch());
+      const bool is_last = state_.position.epoch == config_.epochs;
+      if (is_last || state_.position.epoch % config_.checkpoint.every_epochs == 0)
+        save_checkpoint();
+    }
+  }
+
+  double rate(std::int64_t batches, std::int64_t batch) const {
+    return learning_rate(config_.schedule, config_.optimizer.lr, config_.epochs, batches,
+                         state_.position.epoch, batch);
+  }
+
+  void train_epoch(Loader& loader) {
+    const std::int64_t batches = loader.batches_per_epoch();
+    Phase phase(progress_, "train", batches, "batches");
+    model_.train(true);
+    while (state_.position.batch < batches) {
+      const Batch batch = loader.next();
+      const double lr = rate(batches, state_.position.batch);
+      for (std::size_t view = 0; view < batch.views.size(); ++view) step(batch, view, lr);
+      ++state_.position.batch;
+      phase.update(state_.position.batch,
+                   fmt::format("epoch {}/{}, loss {:.4f}", state_.position.epoch + 1,
+                               config_.epochs, mean_loss()));
+      if (stop_requested() != 0) stop();
+    }
+  }
+
+  void step(const Batch& batch, std::size_t view, double lr) {
+    const auto fail = [&](const std::string& what, const std::string& remedy) {
+      throw Error(ErrorKind::kNumeric, model_.where(),
+                  fmt::format("{} at epoch {}, batch {}, head {}", what, state_.position.epoch + 1,
+                              state_.position.batch + 1, view),
+                  remedy);
+    };
+    const at::AutoGradMode with_grad(true);
+    at::manual_seed(Rng(static_cast<std::uint64_t>(config_.seed),
+                        {kForwardStream, static_cast<std::uint64_t>(optimizer_.steps())})
+                        .next());
+    try {
+      const at::Tensor outputs = model_.forward(batch.views[view].to(device_));
+      const at::Tensor loss = objective_.loss(outputs, batch.labels.to(device_));
+      const auto value = loss.item<double>();
+      if (!std::isfinite(value))
+        fail(fmt::format("the loss is {}", value),
+             "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints were "
+             "kept");
+      loss.backward();
+      state_.loss_sum += value;
+      ++state_.loss_count;
+    } catch (const c10::Error& e) {
+      const std::string what = e.what_without_backtrace();
+      if (what.find("memory") == std::string::npos)
+        throw Error(ErrorKind::kInput, model_.where(), what, "the network cannot be trained");
+      fail("out of memory", "lower batch_size");
+    }
+    optimizer_.step(lr);
+  }
+
+  /// Writes everything and ends the run; a resumed one goes on with the next batch.
+  [[noreturn]] void stop() {
+    const int signal = stop_requested();
+    state_.elapsed_s = std::chrono::duration<double>(Clock::now() - epoch_start_).count();
+    save_checkpoint();
+    throw Interrupted(signal);
+  }
+
+  void score_epoch(std::int64_t batches) {
+    nlohmann::json row = {{"epoch", state_.position.epoch + 1},
+                          {"steps", optimizer_.steps()},
+                          {"lr", rate(batches, batches - 1)},
+                          {"train_loss", mean_loss()}};
+    try {
+      if (data_.validation) {
+        row["validation"] = evaluation_json(score(*data_.validation));
+      } else if (data_.test) {
+        row["test"] = evaluation_json(score(*data_.test));
+      }
+    } catch (const Interrupted&) {
+      stop();
+    }
+    row["seconds"] = std::chrono::duration<double>(Clock::now() - epoch_start_).count();
+    state_.history.push_back(std::move(row));
+    ++state_.position.epoch;
+    state_.position.batch = 0;
+    state_.loss_sum = 0;
+    state_.loss_count = 0;
+    state_.elapsed_s = 0;
+    write_metrics();
+  }
+
+  Evaluation score(const Dataset& dataset) {
+    optimizer_.show_average();
+    // Shown again even when the evaluation is stopped: the checkpoint does not depend on it, the
+    // next step does.
+    struct Restore {
+      Lookaround& optimizer;
+      ~Restore() { optimizer.show_head(); }
+    } const restore{optimizer_};
+    EvaluationOptions options;
+    options.batch_size = kEvaluationBatch;
+    options.device = device_;
+    return evaluate(model_, dataset, objective_, options, progress_);
+  }
+
+  void write_metrics() const {
+    std::string lines;
+    for (const auto& row : state_.history) lines += row.dump() + "\n";
+    write_text_atomically(config_.out / "metrics.jsonl", lines);
+  }
+
+  void finish() {
+    write_metrics();
+    if (data_.validation) result_.validation = score(*data_.validation);
+    if (data_.test) result_.test = score(*data_.test);
+    result_.epochs = state_.position.epoch;
+    result_.steps = optimizer_.steps();
+    result_.train_loss = state_.history.back().at("train_loss").get<double>();
+    result_.model = config_.out / "model.pt";
+    result_.weights = config_.out / "model.safetensors";
+
+    optimizer_.show_average();
+    arena_.reset();  // the archive would hold every head otherwise: parameters are views of them
+    model_.train(false);
+    model_.metadata()["training"] = state_.config;
+    model_.save(result_.model);
+    write_safetensors(result_.weights, model_.state_dict());
+  }
+
+  double mean_loss() const {
+    return state_.loss_sum / static_cast<double>(std::max<std::int64_t>(state_.loss_count, 1));
+  }
+
+  static constexpr std::int64_t kEvaluationBatch = 256;
+
+  const TrainConfig& config_;
+  at::Device device_;
+  Progress& progress_;
+  TrainData data_;
+  Objective objective_;
+  ScriptModel model_;
+  std::optional<ParameterArena> arena_;
+  Lookaround optimizer_;
+  Checkpoint state_;
+  TrainResult result_;
+  Clock::time_point epoch_start_;
+};
+
+}  // namespace
+
+nlohmann::json train_result_json(const TrainResult& r) {
+  nlohmann::json json = {{"epochs", r.epochs},         {"steps", r.steps},
+                         {"parameters", r.parameters}, {"train_loss", r.train_loss},
+                         {"model", r.model.string()},  {"weights", r.weights.string()}};
+  if (r.validation) json["validation"] = evaluation_json(*r.validation);
+  if (r.test) json["test"] = evaluation_json(*r.test);
+  if (r.resumed_from)
+    json["resumed_from"] = {{"epoch", r.resumed_from->epoch}, {"batch", r.resumed_from->batch}};
+  return json;
+}
+
+TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {
+  config.validate();
+  const SimpleExecutor executor;
+  return Run(config, options, progress).run(options.resume);
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+
+#include "weightsmith/data/loader.h"
+#include "weightsmith/eval/evaluation.h"
+#include "weightsmith/train/train_config.h"
+
+namespace weightsmith {
+
+class Progress;
+
+struct TrainOptions {
+  at::Device device = at::kCPU;
+  bool resume = false;  ///< go on from the newest checkpoint in `out`, if there is one
+  bool trust = false;   ///< load a script that inspection would refuse
+};
+
+struct TrainResult {
+  std::int64_t epochs = 0;
+  std::int64_t steps = 0;       ///< base steps, of all heads together
+  std::int64_t parameters = 0;  ///< trained values of one head
+  double train_loss = 0;        ///< mean of the last epoch
+  std::optional<Evaluation> validation;
+  std::optional<Evaluation> test;
+  std::optional<LoaderPosition> resumed_from;
+  std::filesystem::path model;    ///< model.pt
+  std::filesystem::path weights;  ///< model.safetensors
+};
+
+nlohmann::json train_result_json(const TrainResult& result);
+
+/// Trains a network and writes to `config.out`:
+/// - model.pt, model.safetensors: the mean of the heads after the last epoch, whatever its score:
+///   nothing is selected on the test set;
+/// - metrics.jsonl: one object a finished epoch (`epoch`, `steps`, `lr`, `train_loss`, `seconds`,
+///   and `validation` or `test` scored with the mean of the heads);
+/// - checkpoint-*.safetensors (train/checkpoint.h).
+///
+/// Every batch shows the same samples once through each augmentation pipeline. With `lookaround`,
+/// pipeline h is head h's; `sgd` steps through them one after the other, so that an epoch costs
+/// both methods as many gradients. Batch-norm statistics are shared by the heads, as in the
+/// authors' program. On the CPU, with the same number of threads, the weights depend on the
+/// configuration alone: a run that was stopped and resumed any number of times ends with the same
+/// bits.
+///
+/// A stop request (core/stop.h) is honoured after the batch in hand: a checkpoint is written and
+/// Interrupted thrown. Throws Error{kConfig or kInput} when configuration, network and data do not
+/// fit, Error{kNumeric} naming epoch, batch and head when the loss is not finite or memory runs out
+/// (checkpoints stay), Error{kOutput} when something cannot be written.
+///
+/// Seeds LibTorch's global generator before every step.
+TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress);
+
+}  // namespace weightsmith

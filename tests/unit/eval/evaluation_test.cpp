@@ -1,0 +1,128 @@
+#include "weightsmith/eval/evaluation.h"
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "support/errors.h"
+#include "weightsmith/core/progress.h"
+#include "weightsmith/core/stop.h"
+#include "weightsmith/data/dataset.h"
+#include "weightsmith/eval/objective.h"
+#include "weightsmith/model/script_model.h"
+
+namespace weightsmith {
+namespace {
+
+/// Returns its input times `weight` (classes, classes), with a dropout that only training feels.
+ScriptModel linear_model(const at::Tensor& weight) {
+  torch::jit::Module module("__torch__.weightsmith.test.Linear",
+                            std::make_shared<torch::jit::CompilationUnit>(), true);
+  module.register_attribute("training", c10::BoolType::get(), true);
+  module.register_parameter("weight", weight.clone(), false);
+  module.define(R"(
+    def forward(self, x):
+        return torch.dropout(torch.matmul(x, self.weight), 0.9, self.training)
+  )");
+  return ScriptModel(module, "linear");
+}
+
+Dataset random_set(std::int64_t n, std::int64_t classes) {
+  at::manual_seed(7);
+  Dataset set;
+  set.images = at::randn({n, classes});
+  set.labels = at::randint(classes, {n}, at::kLong);
+  set.classes = classes;
+  set.where = "random";
+  return set;
+}
+
+TEST_CASE("accuracy and loss agree with sums by hand, whatever the batch", "[eval]") {
+  const Dataset set = random_set(50, 4);
+  ScriptModel model = linear_model(at::eye(4));
+  const Objective objective(ObjectiveConfig{}, 4);
+  double loss = 0;
+  int correct = 0;
+  for (int i = 0; i < 50; ++i) {
+    double sum = 0;
+    int best = 0;
+    for (int c = 0; c < 4; ++c) {
+      sum += std::exp(set.images[i][c].item<double>());
+      if (set.images[i][c].item<double>() > set.images[i][best].item<double>()) best = c;
+    }
+    const int label = set.labels[i].item<int>();
+    loss += std::log(sum) - set.images[i][label].item<double>();
+    correct += best == label;
+  }
+  NoProgress progress;
+  for (const std::int64_t batch_size : {1, 7, 50, 100}) {
+    const Evaluation e = evaluate(model, set, objective, {batch_size}, progress);
+    CHECK(e.samples == 50);
+    CHECK(e.correct == correct);
+    CHECK(e.accuracy == Approx(correct / 50.0));
+    CHECK(e.loss == Approx(loss / 50).epsilon(1e-5));
+    CHECK(e.accuracy_low < e.accuracy);
+    CHECK(e.accuracy_high > e.accuracy);
+    CHECK(evaluation_json(e)["samples"] == 50);
+  }
+}
+
+TEST_CASE("an ensemble averages probabilities", "[eval]") {
+  const Dataset set = random_set(30, 3);
+  at::manual_seed(8);
+  const at::Tensor a = at::randn({3, 3});
+  const at::Tensor b = at::randn({3, 3});
+  ScriptModel first = linear_model(a);
+  ScriptModel second = linear_model(b);
+  const Objective objective(ObjectiveConfig{}, 3);
+  NoProgress progress;
+  const Evaluation e = evaluate_ensemble({&first, &second}, set, objective, {8}, progress);
+  const at::Tensor p = (set.images.matmul(a).softmax(1) + set.images.matmul(b).softmax(1)) / 2;
+  CHECK(e.loss ==
+        Approx(-p.gather(1, set.labels.unsqueeze(1)).log().mean().item<double>()).epsilon(1e-5));
+  CHECK(e.correct == p.argmax(1).eq(set.labels).sum().item<std::int64_t>());
+  const Evaluation alone = evaluate(first, set, objective, {8}, progress);
+  const Evaluation twice = evaluate_ensemble({&first, &first}, set, objective, {8}, progress);
+  CHECK(twice.loss == Approx(alone.loss).epsilon(1e-5));
+  CHECK(twice.correct == alone.correct);
+}
+
+TEST_CASE("an output that is not finite names the model and the samples", "[eval]") {
+  Dataset set = random_set(10, 3);
+  set.images[6][1] = std::numeric_limits<float>::quiet_NaN();
+  ScriptModel model = linear_model(at::eye(3));
+  const std::string error = test::error_of(ErrorKind::kNumeric, [&] {
+    NoProgress progress;
+    evaluate(model, set, Objective(ObjectiveConfig{}, 3), {4}, progress);
+  });
+  CHECK_THAT(error, Catch::Contains("linear") && Catch::Contains("4 to 7"));
+}
+
+TEST_CASE("an evaluation can be stopped", "[eval]") {
+  const Dataset set = random_set(10, 3);
+  ScriptModel model = linear_model(at::eye(3));
+  NoProgress progress;
+  request_stop(15);
+  CHECK_THROWS_AS(evaluate(model, set, Objective(ObjectiveConfig{}, 3), {4}, progress),
+                  Interrupted);
+  request_stop(0);
+}
+
+TEST_CASE("the Wilson interval solves its equation", "[eval]") {
+  for (const auto& [k, n] :
+       {std::pair{3, 10}, std::pair{0, 20}, std::pair{20, 20}, std::pair{513, 540}}) {
+    const auto [low, high] = wilson_interval(k, n);
+    const double p = static_cast<double>(k) / n;
+    for (const double bound : {low, high})  // |p − b| = z √(b(1 − b)/n) at both ends
+      CHECK(std::abs(p - bound) ==
+            Approx(1.959963984540054 * std::sqrt(bound * (1 - bound) / n)).margin(1e-9));
+    CHECK(low >= 0);
+    CHECK(high <= 1);
+  }
+}
+
+}  // namespace
+}  // namespace weightsmith

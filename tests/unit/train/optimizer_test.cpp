@@ -1,0 +1,249 @@
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <limits>
+#include <vector>
+
+#include "support/errors.h"
+#include "weightsmith/train/lookaround.h"
+#include "weightsmith/train/parameter_arena.h"
+#include "weightsmith/train/sgd.h"
+
+namespace weightsmith {
+namespace {
+
+std::vector<SgdOptions> all_options() {
+  std::vector<SgdOptions> options;
+  for (const double momentum : {0.0, 0.9})
+    for (const double dampening : {0.0, 0.3})
+      for (const double weight_decay : {0.0, 0.05})
+        for (const bool nesterov : {false, true})
+          options.push_back({momentum, dampening, weight_decay, nesterov});
+  return options;
+}
+
+/// Slow twin: one parameter value of one head in double.
+struct SlowSgd {
+  double value;
+  double momentum = 0;
+  bool started = false;
+
+  void step(const SgdOptions& o, double lr, double g) {
+    g += o.weight_decay * value;
+    if (o.momentum != 0) {
+      momentum = started ? o.momentum * momentum + (1 - o.dampening) * g : g;
+      g = o.nesterov ? g + o.momentum * momentum : momentum;
+    }
+    started = true;
+    value -= lr * g;
+  }
+};
+
+TensorMap parameters_of(const std::vector<std::vector<std::int64_t>>& shapes) {
+  TensorMap parameters;
+  for (std::size_t i = 0; i < shapes.size(); ++i)
+    parameters.emplace("p" + std::to_string(i), at::randn(shapes[i]).requires_grad_(true));
+  return parameters;
+}
+
+TEST_CASE("an SGD step agrees with its slow twin and with tensor operations", "[train]") {
+  at::manual_seed(3);
+  for (const SgdOptions& options : all_options()) {
+    at::Tensor values = at::randn({37});
+    at::Tensor momenta = at::zeros({37});
+    at::Tensor other_values = values.clone();
+    at::Tensor other_momenta = momenta.clone();
+    std::vector<SlowSgd> slow;
+    for (int i = 0; i < 37; ++i) slow.push_back({values[i].item<double>()});
+    for (int step = 0; step < 6; ++step) {
+      const double lr = step < 3 ? 0.1 : 0.02;
+      const at::Tensor gradient = at::randn({37});
+      sgd_step(options, lr, step == 0, gradient, values, momenta);
+      sgd_step_by_operators(options, lr, step == 0, gradient, other_values, other_momenta);
+      for (int i = 0; i < 37; ++i) slow[i].step(options, lr, gradient[i].item<double>());
+    }
+    CHECK(at::allclose(values, other_values, 0, 1e-6));
+    CHECK(at::allclose(momenta, other_momenta, 0, 2e-6));
+    for (int i = 0; i < 37; ++i)
+      CHECK(values[i].item<double>() == Approx(slow[i].value).margin(2e-6));
+  }
+}
+
+TEST_CASE("a gradient may have any strides", "[train]") {
+  at::Tensor values = at::zeros({6});
+  at::Tensor momenta;
+  const at::Tensor gradient = at::arange(6, at::kFloat).view({3, 2}).t();  // (2, 3)
+  sgd_step({}, 1.0, true, gradient, values, momenta);
+  CHECK(values.equal(-at::tensor({0.F, 2.F, 4.F, 1.F, 3.F, 5.F})));
+}
+
+TEST_CASE("an arena shows heads without copying and averages them", "[train]") {
+  at::manual_seed(4);
+  TensorMap parameters = parameters_of({{3, 5}, {}, {2000}});
+  const at::Tensor before = parameters.at("p0").detach().clone();
+  {
+    ParameterArena arena(parameters, 3, "net");
+    CHECK(parameters.at("p0").equal(before));
+    CHECK(arena.width() % 16 == 0);
+    for (const auto& segment : arena.segments()) CHECK(segment.offset % 16 == 0);
+    arena.values().copy_(at::randn_like(arena.values()));
+    const at::Tensor heads = arena.values().clone();
+    for (int h = 0; h < 3; ++h) {
+      arena.show(h);
+      CHECK(parameters.at("p0").equal(heads[h].slice(0, 0, 15).view({3, 5})));
+      CHECK(parameters.at("p0").data_ptr() == arena.head(h).data_ptr());
+      CHECK(parameters.at("p0").requires_grad());
+      CHECK(parameters.at("p0").is_leaf());
+    }
+    arena.show_mean();
+    CHECK(at::allclose(parameters.at("p0").detach().flatten(), heads.mean(0).slice(0, 0, 15), 1e-6,
+                       1e-6));
+    CHECK(arena.values().equal(heads));
+    arena.average();
+    for (int h = 0; h < 3; ++h) CHECK(at::allclose(arena.head(h), heads.mean(0), 1e-6, 1e-6));
+    CHECK(arena.head(0).equal(arena.head(2)));
+    arena.show(1);
+  }
+  CHECK(parameters.at("p0").storage().nbytes() == 15 * sizeof(float));
+  CHECK(parameters.at("p0").sizes() == at::IntArrayRef({3, 5}));
+}
+
+TEST_CASE("a tied parameter is kept once, a frozen one not at all", "[train]") {
+  TensorMap parameters = parameters_of({{4}, {2}});
+  parameters.emplace("tied", parameters.at("p0"));
+  parameters.emplace("frozen", at::ones({8}));
+  ParameterArena arena(parameters, 2, "net");
+  CHECK(arena.segments().size() == 2);
+  arena.values().fill_(7);
+  CHECK(parameters.at("tied").equal(at::full({4}, 7.F)));
+  CHECK(parameters.at("frozen").equal(at::ones({8})));
+
+  const auto refused = [](const TensorMap& p) {
+    return test::error_of(ErrorKind::kInput, [&] { ParameterArena(p, 1, "net"); });
+  };
+  CHECK_THAT(refused({{"w", at::ones({2}, at::kDouble).requires_grad_(true)}}),
+             Catch::Contains("w is Double"));
+  CHECK_THAT(refused({{"w", at::ones({2})}}), Catch::Contains("no parameter to train"));
+}
+
+TEST_CASE("Lookaround with one head is SGD, bit for bit", "[train]") {
+  for (const SgdOptions& options : all_options()) {
+    for (const std::int64_t k : {1, 3}) {
+      at::manual_seed(5);
+      TensorMap parameters = parameters_of({{7, 3}, {40}});
+      at::Tensor values[2] = {parameters.at("p0").detach().clone().flatten(),
+                              parameters.at("p1").detach().clone().flatten()};
+      at::Tensor momenta[2] = {at::zeros({21}), at::zeros({40})};
+      ParameterArena arena(parameters, 1, "net");
+      Lookaround lookaround(arena, options, k);
+      for (int step = 0; step < 7; ++step) {
+        for (int i = 0; i < 2; ++i) {
+          at::Tensor& parameter = parameters.at("p" + std::to_string(i));
+          const at::Tensor gradient = at::randn_like(parameter).detach();
+          parameter.mutable_grad() = gradient;
+          sgd_step(options, 0.1, step == 0, gradient, values[i], momenta[i]);
+        }
+        lookaround.step(0.1);
+        for (int i = 0; i < 2; ++i)
+          CHECK(parameters.at("p" + std::to_string(i)).detach().flatten().equal(values[i]));
+      }
+      lookaround.show_average();
+      CHECK(parameters.at("p1").detach().equal(values[1]));
+    }
+  }
+}
+
+TEST_CASE("Lookaround agrees with its slow twin", "[train]") {
+  for (const std::int64_t d : {2, 3, 4}) {
+    for (const std::int64_t k : {1, 2, 5}) {
+      for (const SgdOptions& options : all_options()) {
+        at::manual_seed(6);
+        TensorMap parameters = parameters_of({{9}});
+        at::Tensor& parameter = parameters.at("p0");
+        std::vector<std::vector<SlowSgd>> slow(d);
+        for (auto& head : slow)
+          for (int i = 0; i < 9; ++i) head.push_back({parameter[i].item<double>()});
+        ParameterArena arena(parameters, d, "net");
+        Lookaround lookaround(arena, options, k);
+        for (std::int64_t step = 0; step < 2 * d * k + d + 1; ++step) {
+          const auto head = step % d;
+          for (int i = 0; i < 9; ++i)
+            CHECK(parameter[i].item<double>() == Approx(slow[head][i].value).margin(5e-6));
+          const at::Tensor gradient = at::randn({9});
+          parameter.mutable_grad() = gradient;
+          lookaround.step(0.1);
+          for (int i = 0; i < 9; ++i) slow[head][i].step(options, 0.1, gradient[i].item<double>());
+          if (head == d - 1 && (step / d + 1) % k == 0) {
+            for (int i = 0; i < 9; ++i) {
+              double mean = 0;
+              for (const auto& h : slow) mean += h[i].value / static_cast<double>(d);
+              for (auto& h : slow) h[i].value = mean;
+            }
+          }
+        }
+        lookaround.show_average();
+        for (int i = 0; i < 9; ++i) {
+          double mean = 0;
+          for (const auto& h : slow) mean += h[i].value / static_cast<double>(d);
+          CHECK(parameter[i].item<double>() == Approx(mean).margin(5e-6));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("a parameter without a gradient stays, and starts its momentum later", "[train]") {
+  TensorMap parameters = parameters_of({{3}, {2}});
+  const at::Tensor before = parameters.at("p1").detach().clone();
+  ParameterArena arena(parameters, 1, "net");
+  const SgdOptions options{0.9, 0.5, 0.1, false};
+  Lookaround lookaround(arena, options, 1);
+  parameters.at("p0").mutable_grad() = at::ones({3});
+  lookaround.step(0.1);
+  CHECK(parameters.at("p1").detach().equal(before));
+  CHECK_FALSE(parameters.at("p0").grad().defined());
+  parameters.at("p1").mutable_grad() = at::ones({2});
+  lookaround.step(0.1);
+  at::Tensor expected = before.clone();
+  at::Tensor momenta = at::zeros({2});
+  sgd_step(options, 0.1, true, at::ones({2}), expected, momenta);
+  CHECK(parameters.at("p1").detach().equal(expected));
+}
+
+TEST_CASE("a restored optimiser goes on with the same bits", "[train]") {
+  const SgdOptions options{0.9, 0.0, 0.05, true};
+  for (const int stop : {1, 4, 6, 7}) {
+    at::manual_seed(8);
+    TensorMap first = parameters_of({{5}, {3, 2}});
+    TensorMap second = parameters_of({{5}, {3, 2}});
+    ParameterArena first_arena(first, 3, "net");
+    ParameterArena second_arena(second, 3, "net");
+    Lookaround one(first_arena, options, 2);
+    Lookaround other(second_arena, options, 2);
+    for (int step = 0; step < 12; ++step) {
+      if (step == stop) {
+        TensorMap state;
+        for (const auto& [name, tensor] : one.state()) state.emplace(name, tensor.clone());
+        other.load_state(state, one.steps(), "state");
+      }
+      for (auto& [name, parameter] : first) {
+        const at::Tensor gradient = at::randn_like(parameter).detach();
+        parameter.mutable_grad() = gradient;
+        if (step >= stop) second.at(name).mutable_grad() = gradient.clone();
+      }
+      one.step(0.1);
+      if (step >= stop) other.step(0.1);
+    }
+    for (auto& [name, parameter] : first) CHECK(parameter.equal(second.at(name)));
+    CHECK(first_arena.values().equal(second_arena.values()));
+
+    TensorMap wrong = one.state();
+    wrong["heads"] = at::zeros({2, 2});
+    const std::string error =
+        test::error_of(ErrorKind::kInput, [&] { other.load_state(wrong, 0, "the file"); });
+    CHECK_THAT(error, Catch::Contains("the file") && Catch::Contains("heads"));
+  }
+}
+
+}  // namespace
+}  // namespace weightsmith

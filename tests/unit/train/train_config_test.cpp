@@ -1,0 +1,113 @@
+#include "weightsmith/train/train_config.h"
+
+#include <catch2/catch.hpp>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "support/errors.h"
+#include "weightsmith/config/fields.h"
+
+namespace weightsmith {
+namespace {
+
+TrainConfig parse(const nlohmann::json& json) {
+  const std::filesystem::path base = "/base";
+  TrainConfig config;
+  from_config(ConfigNode{json, "", base}, config);
+  return config;
+}
+
+nlohmann::json example() {
+  return nlohmann::json::parse(R"({
+    "model": {"builtin": "resnet20", "options": {"outputs": 10}},
+    "data": {"train": {"split": "train"}, "test": {"split": "test"}, "validation": 0.1},
+    "augmentations": [["random_crop", "horizontal_flip"], ["random_crop", "rotation"], []],
+    "method": {"type": "lookaround", "heads": 3, "k": 5},
+    "optimizer": {"type": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+    "schedule": {"type": "cosine", "warmup_epochs": 1, "min_lr": 1e-5},
+    "epochs": 200, "batch_size": 128, "objective": {"type": "cross_entropy"},
+    "checkpoint": {"every_epochs": 1, "keep": 2}, "out": "runs/resnet20"})");
+}
+
+TEST_CASE("the documented configuration is read and survives writing", "[train]") {
+  const TrainConfig config = parse(example());
+  config.validate();
+  CHECK(config.augmentations.size() == 3);
+  CHECK(config.augmentations[1][1].name == Augmentation::Name::kRotation);
+  CHECK(config.out == "/base/runs/resnet20");
+  const nlohmann::json written = to_config(config);
+  CHECK(to_config(parse(written)) == written);
+}
+
+TEST_CASE("every documented default is the struct's", "[train]") {
+  std::ifstream in(std::string(WEIGHTSMITH_SOURCE_DIR) +
+                   "/configs/schema/lookaround-train.schema.json");
+  REQUIRE(in);
+  const nlohmann::json schema = nlohmann::json::parse(in);
+  const nlohmann::json defaults = to_config(TrainConfig{});
+  for (const char* section : {"method", "optimizer", "schedule", "checkpoint", "data"})
+    for (const auto& [key, property] : schema["properties"][section]["properties"].items())
+      if (property.contains("default")) {
+        INFO(section << "." << key);
+        CHECK(property["default"] == defaults[section][key]);
+      }
+  for (const auto& [key, property] : schema["properties"].items()) {
+    INFO(key);
+    CHECK((defaults.contains(key)));
+    if (property.contains("default")) CHECK(property["default"] == defaults[key]);
+  }
+  for (const auto& [key, value] : defaults.items()) {
+    INFO(key);
+    CHECK(schema["properties"].contains(key));
+  }
+  const nlohmann::json data_defaults = to_config(DataConfig{});
+  for (const auto& [key, property] : schema["definitions"]["data"]["properties"].items())
+    if (property.contains("default")) {
+      INFO("data " << key);
+      CHECK(property["default"] == data_defaults[key]);
+    }
+  for (const auto& [key, value] : data_defaults.items()) {
+    INFO("data " << key);
+    CHECK(schema["definitions"]["data"]["properties"].contains(key));
+  }
+}
+
+TEST_CASE("every shipped configuration is valid", "[train]") {
+  int seen = 0;
+  const std::string folder = std::string(WEIGHTSMITH_SOURCE_DIR) + "/configs/lookaround-train";
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    INFO(entry.path());
+    std::ifstream in(entry.path());
+    const nlohmann::json json = nlohmann::json::parse(in);
+    parse(json).validate();
+    ++seen;
+  }
+  CHECK(seen >= 1);
+}
+
+TEST_CASE("configurations that contradict themselves are refused by key", "[train]") {
+  const auto refused = [](const char* pointer, const nlohmann::json& value) {
+    nlohmann::json json = example();
+    json[nlohmann::json::json_pointer(pointer)] = value;
+    return test::error_of(ErrorKind::kConfig, [&] { parse(json).validate(); });
+  };
+  CHECK_THAT(refused("/method/heads", 2), Catch::Contains("3 pipelines for 2 heads"));
+  CHECK_THAT(refused("/method/k", 0), Catch::Contains("method.k"));
+  CHECK_THAT(refused("/optimizer/lr", 0), Catch::Contains("optimizer.lr"));
+  CHECK_THAT(refused("/optimizer/momentum", 1), Catch::Contains("optimizer.momentum"));
+  CHECK_THAT(refused("/optimizer", {{"nesterov", true}, {"momentum", 0}}),
+             Catch::Contains("optimizer.nesterov"));
+  CHECK_THAT(refused("/optimizer/type", "adam"), Catch::Contains("known values: sgd"));
+  CHECK_THAT(refused("/schedule/warmup_epochs", 201), Catch::Contains("schedule.warmup_epochs"));
+  CHECK_THAT(refused("/schedule/min_lr", 0.2), Catch::Contains("schedule.min_lr"));
+  CHECK_THAT(refused("/data/validation", 1), Catch::Contains("data.validation"));
+  CHECK_THAT(refused("/data/test/limit", 0), Catch::Contains("data.test.limit"));
+  CHECK_THAT(refused("/epochs", 0), Catch::Contains("epochs"));
+  CHECK_THAT(refused("/out", ""), Catch::Contains("--out"));
+  CHECK_THAT(refused("/model", nlohmann::json::object()), Catch::Contains("model"));
+  CHECK_THAT(refused("/augmentations/0/0", "random_corp"), Catch::Contains("augmentations[0][0]"));
+  CHECK_THAT(refused("/batchsize", 3), Catch::Contains("did you mean \"batch_size\""));
+}
+
+}  // namespace
+}  // namespace weightsmith

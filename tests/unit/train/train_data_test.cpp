@@ -1,0 +1,54 @@
+#include "weightsmith/train/train_data.h"
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+
+namespace weightsmith {
+namespace {
+
+TrainDataConfig digits() {
+  TrainDataConfig config;
+  config.train.split = DataConfig::Split::kTrain;
+  config.test.emplace();
+  config.test->split = DataConfig::Split::kTest;
+  return config;
+}
+
+TEST_CASE("a validation share is taken out of training", "[train]") {
+  TrainDataConfig config = digits();
+  const TrainData whole = load_train_data(config, 1);
+  CHECK_FALSE(whole.validation);
+  CHECK(whole.test->size() == 540);
+  config.validation = 0.1;
+  const TrainData split = load_train_data(config, 1);
+  CHECK(split.validation->size() == 126);
+  CHECK(split.train.size() == 1257 - 126);
+  const auto sum = [](const Dataset& d) {
+    return d.images.to(at::kLong).sum().item<std::int64_t>();
+  };
+  CHECK(sum(split.train) + sum(*split.validation) == sum(whole.train));
+  CHECK(load_train_data(config, 1).validation->images.equal(split.validation->images));
+  CHECK_FALSE(load_train_data(config, 2).validation->images.equal(split.validation->images));
+  config.validation = 1e-9;
+  CHECK(load_train_data(config, 1).validation->size() == 1);
+}
+
+TEST_CASE("label noise strikes training labels alone, at its rate", "[train]") {
+  TrainDataConfig config = digits();
+  config.validation = 0.2;
+  const TrainData clean = load_train_data(config, 5);
+  config.label_noise = 0.4;
+  const TrainData noisy = load_train_data(config, 5);
+  CHECK(noisy.train.images.equal(clean.train.images));
+  CHECK(noisy.validation->labels.equal(clean.validation->labels));
+  CHECK(noisy.test->labels.equal(clean.test->labels));
+  const double changed =
+      noisy.train.labels.ne(clean.train.labels).to(at::kDouble).mean().item<double>();
+  CHECK(changed == Approx(0.4 * 0.9).margin(0.05));
+  CHECK(noisy.train.labels.min().item<int>() == 0);
+  CHECK(noisy.train.labels.max().item<int>() == 9);
+}
+
+}  // namespace
+}  // namespace weightsmith

@@ -1,0 +1,243 @@
+#include "weightsmith/train/trainer.h"
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "support/errors.h"
+#include "support/temp_folder.h"
+#include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/progress.h"
+#include "weightsmith/core/rng.h"
+#include "weightsmith/core/stop.h"
+#include "weightsmith/tensor/safetensors.h"
+#include "weightsmith/train/checkpoint.h"
+
+namespace weightsmith {
+namespace {
+
+TrainConfig small_config(const std::filesystem::path& out) {
+  TrainConfig config;
+  config.model.builtin = "convnet";
+  config.model.options = {{"width", 4}, {"channels", 1}, {"outputs", 10}};
+  config.data.train.split = DataConfig::Split::kTrain;
+  config.data.train.limit = 50;
+  config.data.test.emplace();
+  config.data.test->split = DataConfig::Split::kTest;
+  config.data.test->limit = 40;
+  config.augmentations = {{{Augmentation::Name::kRandomCrop}}, {{Augmentation::Name::kAffine}}, {}};
+  config.method.k = 2;
+  config.epochs = 3;
+  config.batch_size = 16;
+  config.seed = 9;
+  config.out = out;
+  return config;
+}
+
+/// Asks the run to stop at its `at`-th report of progress, counted over all phases.
+class StopAt final : public Progress {
+ public:
+  explicit StopAt(std::int64_t at) : left_(at) {}
+  void begin(std::string_view, std::int64_t, std::string_view) override {}
+  void update(std::int64_t, std::string_view) override {
+    if (--left_ == 0) request_stop(15);
+  }
+  void end() override {}
+
+ private:
+  std::int64_t left_;
+};
+
+TensorMap weights_of(const std::filesystem::path& out) {
+  return read_safetensors(out / "model.safetensors").tensors;
+}
+
+bool same(const TensorMap& a, const TensorMap& b) {
+  if (a.size() != b.size()) return false;
+  for (const auto& [name, tensor] : a)
+    if (b.count(name) == 0 || !b.at(name).equal(tensor)) return false;
+  return true;
+}
+
+/// The rows of metrics.jsonl without wall times.
+std::vector<nlohmann::json> metrics_of(const std::filesystem::path& out) {
+  std::vector<nlohmann::json> rows;
+  std::ifstream in(out / "metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    rows.push_back(nlohmann::json::parse(line));
+    rows.back().erase("seconds");
+  }
+  return rows;
+}
+
+void train_quietly(const TrainConfig& config) {
+  NoProgress progress;
+  train(config, {}, progress);
+}
+
+TEST_CASE("training writes the network, its weights, metrics and a checkpoint", "[train]") {
+  test::TempFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.epochs = 12;
+  config.data.train.limit = 200;
+  NoProgress progress;
+  const TrainResult result = train(config, {}, progress);
+  CHECK(result.epochs == 12);
+  CHECK(result.steps == 12 * 13 * 3);
+  CHECK(result.test->samples == 40);
+  CHECK(result.test->accuracy > 0.7);
+  CHECK(train_result_json(result)["test"]["accuracy"] == result.test->accuracy);
+  const auto rows = metrics_of(config.out);
+  REQUIRE(rows.size() == 12);
+  CHECK(rows[0]["epoch"] == 1);
+  CHECK(rows[11]["train_loss"] < rows[0]["train_loss"]);
+  CHECK(rows[11]["test"]["accuracy"] == result.test->accuracy);
+  CHECK(std::filesystem::exists(result.model));
+  std::int64_t values = 0;
+  for (const auto& [name, tensor] : weights_of(config.out))
+    if (name.find("running") == std::string::npos && name.find("num_") == std::string::npos)
+      values += tensor.numel();
+  CHECK(values == result.parameters);
+}
+
+TEST_CASE("the saved archive holds one network, not every head", "[train]") {
+  test::TempFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.epochs = 1;
+  config.model.options["width"] = 16;
+  train_quietly(config);
+  std::uintmax_t weights = std::filesystem::file_size(config.out / "model.safetensors");
+  CHECK(std::filesystem::file_size(config.out / "model.pt") < 2 * weights);
+  ModelRef ref;
+  ref.script = config.out / "model.pt";
+  CHECK(same(ScriptModel::load(ref, {}).state_dict(), weights_of(config.out)));
+}
+
+TEST_CASE("the same seed gives the same bits, another seed others", "[train]") {
+  test::TempFolder folder;
+  train_quietly(small_config(folder / "a"));
+  train_quietly(small_config(folder / "b"));
+  CHECK(same(weights_of(folder / "a"), weights_of(folder / "b")));
+  TrainConfig other = small_config(folder / "c");
+  other.seed = 10;
+  train_quietly(other);
+  CHECK_FALSE(same(weights_of(folder / "a"), weights_of(folder / "c")));
+}
+
+TEST_CASE("a run stopped anywhere and resumed ends with the same bits", "[train]") {
+  test::TempFolder folder;
+  for (const auto type : {MethodConfig::Type::kLookaround, MethodConfig::Type::kSgd}) {
+    TrainConfig config = small_config(folder / ("whole" + std::to_string(static_cast<int>(type))));
+    config.method.type = type;
+    config.data.validation = 0.2;
+    train_quietly(config);
+    const TensorMap expected = weights_of(config.out);
+    const auto rows = metrics_of(config.out);
+    // 3 epochs of 3 batches and one evaluation report 12 times: stop once at every report, and at
+    // random ones until the end.
+    Rng rng(4);
+    for (std::int64_t first = 1; first <= 12; ++first) {
+      config.out = folder / ("stopped" + std::to_string(first));
+      bool resume = false;
+      int stops = 0;
+      for (std::int64_t at = first;; at = 1 + static_cast<std::int64_t>(rng.below(5))) {
+        StopAt progress(at);
+        try {
+          train(config, {at::kCPU, resume}, progress);
+          request_stop(0);
+          break;
+        } catch (const Interrupted& interrupted) {
+          CHECK(interrupted.signal() == 15);
+          CHECK(newest_checkpoint(config.out));
+          request_stop(0);
+          resume = true;
+          ++stops;
+        }
+      }
+      CHECK(stops >= (first < 12 ? 1 : 0));
+      CHECK(same(weights_of(config.out), expected));
+      CHECK(metrics_of(config.out) == rows);
+      std::filesystem::remove_all(config.out);
+    }
+  }
+}
+
+TEST_CASE("resuming a finished run writes its results again", "[train]") {
+  test::TempFolder folder;
+  const TrainConfig config = small_config(folder / "run");
+  train_quietly(config);
+  const TensorMap expected = weights_of(config.out);
+  const auto rows = metrics_of(config.out);
+  std::filesystem::remove(config.out / "model.safetensors");
+  std::filesystem::remove(config.out / "metrics.jsonl");
+  NoProgress progress;
+  const TrainResult result = train(config, {at::kCPU, true}, progress);
+  CHECK(result.resumed_from->epoch == 3);
+  CHECK(same(weights_of(config.out), expected));
+  CHECK(metrics_of(config.out) == rows);
+}
+
+TEST_CASE("a run is resumed with its own configuration, or started anew", "[train]") {
+  test::TempFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  train_quietly(config);
+  const TensorMap before = weights_of(config.out);
+  config.optimizer.lr = 0.05;
+  const std::string error = test::error_of(ErrorKind::kConfig, [&] {
+    NoProgress progress;
+    train(config, {at::kCPU, true}, progress);
+  });
+  CHECK_THAT(error, Catch::Contains("optimizer.lr"));
+  train_quietly(config);
+  CHECK_FALSE(same(weights_of(config.out), before));
+}
+
+TEST_CASE("Lookaround with one head is SGD on its stream, bit for bit", "[train]") {
+  test::TempFolder folder;
+  TrainConfig config = small_config(folder / "lookaround");
+  config.augmentations = {{{Augmentation::Name::kRandomCrop}}};
+  config.method.heads = 1;
+  train_quietly(config);
+  config.method.type = MethodConfig::Type::kSgd;
+  config.out = folder / "sgd";
+  train_quietly(config);
+  CHECK(same(weights_of(folder / "lookaround"), weights_of(folder / "sgd")));
+}
+
+TEST_CASE("validation is scored every epoch and test data once at the end", "[train]") {
+  test::TempFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.data.validation = 0.2;
+  NoProgress progress;
+  const TrainResult result = train(config, {}, progress);
+  for (const auto& row : metrics_of(config.out)) {
+    CHECK(row["validation"]["samples"] == 10);
+    CHECK_FALSE(row.contains("test"));
+  }
+  CHECK(result.validation->samples == 10);
+  CHECK(result.test->samples == 40);
+}
+
+TEST_CASE("a loss that is not finite ends the run and says what to do", "[train]") {
+  test::TempFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.optimizer.lr = 1e30;
+  config.schedule.min_lr = 0;
+  config.model.options["norm"] = "none";
+  const std::string error = test::error_of(ErrorKind::kNumeric, [&] { train_quietly(config); });
+  CHECK_THAT(error, Catch::Contains("epoch 1") && Catch::Contains("optimizer.lr"));
+  CHECK_FALSE(std::filesystem::exists(config.out / "model.pt"));
+}
+
+TEST_CASE("a network that does not fit the classes is refused", "[train]") {
+  test::TempFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.model.options["outputs"] = 7;
+  const std::string error = test::error_of(ErrorKind::kInput, [&] { train_quietly(config); });
+  CHECK_THAT(error, Catch::Contains("(B, 10)"));
+}
+
+}  // namespace
+}  // namespace weightsmith
