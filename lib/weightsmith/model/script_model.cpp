@@ -16,6 +16,7 @@
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/model/archive_inspection.h"
 #include "weightsmith/model/builtin.h"
 #include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/model/state_dict_file.h"
@@ -67,8 +68,9 @@ nlohmann::json parse_metadata(const std::string& text, const std::string& where)
   return json;
 }
 
-ScriptModel load_archive(const ModelRef& ref) {
+ScriptModel load_archive(const ModelRef& ref, bool trust) {
   const std::string where = ref.script.string();
+  inspect_archive(ref.script, trust);
   try {
     torch::jit::ExtraFilesMap extra{{kMetadataFile, ""}};
     torch::jit::Module module = torch::jit::load(where, at::Device(at::kCPU), extra);
@@ -114,7 +116,8 @@ ScriptModel::ScriptModel(torch::jit::Module module, std::string where, nlohmann:
 }
 
 ScriptModel ScriptModel::load(const ModelRef& ref, const LoadOptions& options) {
-  ScriptModel model = ref.builtin.empty() ? load_archive(ref) : load_builtin(ref, options.seed);
+  ScriptModel model =
+      ref.builtin.empty() ? load_archive(ref, options.trust) : load_builtin(ref, options.seed);
   if (!ref.name.empty()) model.name_ = ref.name;
   model.preprocess_ = ref.preprocess;
   if (!ref.weights.empty()) {
