@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <spdlog/fmt/fmt.h>
-#include <torch/csrc/jit/runtime/graph_executor.h>
 
 #include <algorithm>
 #include <chrono>
@@ -18,6 +17,7 @@
 #include "weightsmith/core/stop.h"
 #include "weightsmith/data/random_stream.h"
 #include "weightsmith/eval/objective.h"
+#include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/checkpoint.h"
@@ -28,25 +28,6 @@
 
 namespace weightsmith {
 namespace {
-
-/// The simple executor trains a fifth faster than the profiling one. A method keeps the executor it
-/// was first run with.
-class SimpleExecutor {
- public:
-  SimpleExecutor()
-      : executor_(torch::jit::getExecutorMode().exchange(true)),
-        profiling_(torch::jit::getProfilingMode().exchange(false)) {}
-  ~SimpleExecutor() {
-    torch::jit::getExecutorMode() = executor_;
-    torch::jit::getProfilingMode() = profiling_;
-  }
-  SimpleExecutor(const SimpleExecutor&) = delete;
-  SimpleExecutor& operator=(const SimpleExecutor&) = delete;
-
- private:
-  bool executor_;
-  bool profiling_;
-};
 
 /// What the weights depend on: where a run writes and how it is run may change when it is resumed.
 nlohmann::json lasting_config(const TrainConfig& config) {
@@ -172,11 +153,9 @@ class Run {
   }
 
   void step(const Batch& batch, std::size_t view, double lr) {
-    const auto fail = [&](const std::string& what, const std::string& remedy) {
-      throw Error(ErrorKind::kNumeric, model_.where(),
-                  fmt::format("{} at epoch {}, batch {}, head {}", what, state_.position.epoch + 1,
-                              state_.position.batch + 1, view),
-                  remedy);
+    const auto here = [&] {
+      return fmt::format("epoch {}, batch {}, head {}", state_.position.epoch + 1,
+                         state_.position.batch + 1, view);
     };
     const at::AutoGradMode with_grad(true);
     at::manual_seed(Rng(static_cast<std::uint64_t>(config_.seed),
@@ -187,17 +166,16 @@ class Run {
       const at::Tensor loss = objective_.loss(outputs, batch.labels.to(device_));
       const auto value = loss.item<double>();
       if (!std::isfinite(value))
-        fail(fmt::format("the loss is {}", value),
-             "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints were "
-             "kept");
+        throw Error(ErrorKind::kNumeric, model_.where(),
+                    fmt::format("the loss is {} at {}", value, here()),
+                    "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints "
+                    "were kept");
       loss.backward();
       state_.loss_sum += value;
       ++state_.loss_count;
-    } catch (const c10::Error& e) {
-      const std::string what = e.what_without_backtrace();
-      if (what.find("memory") == std::string::npos)
-        throw Error(ErrorKind::kInput, model_.where(), what, "the network cannot be trained");
-      fail("out of memory", "lower batch_size");
+    } catch (...) {
+      throw_jit_error(ErrorKind::kInput, model_.where(), "the training step failed at " + here(),
+                      "lower batch_size where memory ran out");
     }
     optimizer_.step(lr);
   }
@@ -243,7 +221,6 @@ class Run {
       ~Restore() { optimizer.show_head(); }
     } const restore{optimizer_};
     EvaluationOptions options;
-    options.batch_size = kEvaluationBatch;
     options.device = device_;
     return evaluate(model_, dataset, objective_, options, progress_);
   }
@@ -276,8 +253,6 @@ class Run {
     return state_.loss_sum / static_cast<double>(std::max<std::int64_t>(state_.loss_count, 1));
   }
 
-  static constexpr std::int64_t kEvaluationBatch = 256;
-
   const TrainConfig& config_;
   at::Device device_;
   Progress& progress_;
@@ -306,7 +281,6 @@ nlohmann::json train_result_json(const TrainResult& r) {
 
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {
   config.validate();
-  const SimpleExecutor executor;
   return Run(config, options, progress).run(options.resume);
 }
 
