@@ -155,7 +155,8 @@ json tool_schema(const std::string& tool) {
     return json::parse(text);
   };
   json schema = parse(tool);
-  for (const auto& [name, definition] : parse("common").at("definitions").items())
+  const json common = parse("common");
+  for (const auto& [name, definition] : common.at("definitions").items())
     if (!schema["definitions"].contains(name)) schema["definitions"][name] = definition;
   // References between files become references inside the one document that --print-schema shows.
   const std::string prefix = "common.schema.json";

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "weightsmith/core/error.h"
@@ -26,6 +27,17 @@ at::Tensor finite_outputs(ScriptModel& model, const at::Tensor& inputs, const Da
                             begin + inputs.size(0) - 1, dataset.where),
                 "check the weights and the data's normalisation");
   return outputs;
+}
+
+/// 0 for the classes that compete, -infinity for the others: (classes) float32.
+at::Tensor barred_classes(const std::vector<std::int64_t>& candidates, std::int64_t classes) {
+  if (candidates.empty()) return at::zeros({classes});
+  at::Tensor barred = at::full({classes}, -std::numeric_limits<float>::infinity());
+  for (const std::int64_t c : candidates) {
+    WS_CHECK(c >= 0 && c < classes);
+    barred[c] = 0;
+  }
+  return barred;
 }
 
 }  // namespace
@@ -60,6 +72,7 @@ Evaluation evaluate_ensemble(const std::vector<ScriptModel*>& models, const Data
   // No InferenceMode: a network that keeps a tensor between calls could not be trained afterwards.
   const at::NoGradGuard no_grad;
   for (ScriptModel* model : models) model->train(false);
+  const at::Tensor barred = barred_classes(options.candidates, objective.classes());
   Evaluation result;
   double loss = 0;
   Phase phase(progress, "evaluate", dataset.size(), "images");
@@ -68,9 +81,10 @@ Evaluation evaluate_ensemble(const std::vector<ScriptModel*>& models, const Data
     const std::int64_t count = std::min(options.batch_size, dataset.size() - begin);
     const at::Tensor inputs = normalised_batch(dataset, begin, count).to(options.device);
     std::vector<at::Tensor> log_probabilities;  // (B, classes) each
-    for (ScriptModel* model : models)
-      log_probabilities.push_back(
-          objective.scores(finite_outputs(*model, inputs, dataset, begin)).log_softmax(1));
+    for (ScriptModel* model : models) {
+      const at::Tensor scores = objective.scores(finite_outputs(*model, inputs, dataset, begin));
+      log_probabilities.push_back((scores + barred.to(scores.device())).log_softmax(1));
+    }
     // Means of probabilities are taken as logarithms, so that the loss of a sure mistake stays
     // finite.
     const at::Tensor combined = models.size() == 1

@@ -30,6 +30,9 @@ nlohmann::json evaluation_json(const Evaluation& evaluation);
 struct EvaluationOptions {
   std::int64_t batch_size = 256;
   at::Device device = at::kCPU;  ///< where the models are
+  /// Classes that compete for the highest score; empty: all. With the classes of one task this is
+  /// per-task accuracy. Every label must be among them.
+  std::vector<std::int64_t> candidates;
 };
 
 /// Scores a network on a whole data set. The network is put into eval mode and stays there.

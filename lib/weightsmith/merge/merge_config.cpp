@@ -26,6 +26,10 @@ EnumNames<NormalizationMode> enum_names(NormalizationMode) {
   return {{NormalizationMode::kNone, "none"}, {NormalizationMode::kReset, "reset"}};
 }
 
+EnumNames<Candidates> enum_names(Candidates) {
+  return {{Candidates::kAll, "all"}, {Candidates::kSet, "set"}};
+}
+
 template <class Fields>
 void fields(Fields& f, MergeVariant& c) {
   f("method", c.method);
@@ -63,6 +67,7 @@ template <class Fields>
 void fields(Fields& f, EvaluationSet& c) {
   f("name", c.name);
   f("data", c.data);
+  f("candidates", c.candidates);
 }
 
 template <class Fields>

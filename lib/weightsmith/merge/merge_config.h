@@ -74,9 +74,14 @@ struct NormalizationConfig {
 void from_config(const ConfigNode& node, NormalizationConfig& config);
 nlohmann::json to_config(const NormalizationConfig& config);
 
+/// Which classes compete for the highest score: all, or those of the set (per-task accuracy).
+enum class Candidates { kAll, kSet };
+EnumNames<Candidates> enum_names(Candidates);
+
 struct EvaluationSet {
   std::string name;
   DataConfig data;
+  Candidates candidates = Candidates::kAll;
 };
 void from_config(const ConfigNode& node, EvaluationSet& config);
 nlohmann::json to_config(const EvaluationSet& config);

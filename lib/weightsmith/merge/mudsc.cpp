@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
+#include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
 #include <chrono>
@@ -11,6 +12,7 @@
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
 #include "weightsmith/match/align.h"
+#include "weightsmith/match/similarity_accumulator.h"
 #include "weightsmith/match/visit_order.h"
 #include "weightsmith/match/zip.h"
 
@@ -48,6 +50,20 @@ std::vector<std::vector<std::size_t>> neighbours_of(const UnitGroups& groups,
   return neighbours;
 }
 
+/// Statistics of all pairs serve align as well: model 0 against every other model is a part of
+/// them.
+Similarity in_scope(const Similarity& similarity, Similarity::Scope scope) {
+  if (similarity.scope == scope) return similarity;
+  WS_CHECK(similarity.scope == Similarity::Scope::kAllPairs);
+  const std::int64_t n = similarity.units;
+  const at::Tensor rows =
+      similarity.values.narrow(0, 0, n).narrow(1, n, (similarity.models - 1) * n);
+  Similarity part = similarity;
+  part.scope = scope;
+  part.values = rows.reshape({n, similarity.models - 1, n}).transpose(0, 1).contiguous();
+  return part;
+}
+
 /// One run of matching: the state of the sweeps.
 class Matcher {
  public:
@@ -61,48 +77,55 @@ class Matcher {
         progress_(progress),
         uses_(parameter_uses(groups)),
         neighbours_(neighbours_of(groups, uses_)),
-        versions_(groups.groups.size(), 0),
-        seen_(groups.groups.size()) {
-    result_.matchings.resize(groups.groups.size());
-  }
+        state_(groups.groups.size()) {}
 
   MatchResult run() {
     const auto models = static_cast<std::int64_t>(states_.models.size());
     if (options_.variant.method == MergeMethod::kAverage) {
       for (std::size_t g = 0; g < size(); ++g)
-        result_.matchings[g] = identity_matching(models, groups_.groups[g].units);
-      return std::move(result_);
+        state_.matchings[g] = identity_matching(models, groups_.groups[g].units);
+    } else {
+      if (options_.variant.space != MergeSpace::kWeight) match_by_activations();
+      if (options_.variant.space != MergeSpace::kActivation) sweep();
     }
-    if (options_.variant.space != MergeSpace::kWeight) match_by_activations();
-    if (options_.variant.space != MergeSpace::kActivation) sweep();
     result_.objective = mean_value();
+    result_.matchings = std::move(state_.matchings);
     return std::move(result_);
   }
 
  private:
+  /// Everything a sweep changes, so that the best can be kept and gone back to.
+  struct State {
+    explicit State(std::size_t groups) : matchings(groups), versions(groups, 0), seen(groups) {}
+    std::vector<Matching> matchings;
+    std::vector<std::int64_t> versions;  // of a group's matching; equal versions mean equal slots
+    std::vector<std::optional<std::vector<std::int64_t>>> seen;  // neighbours' when last matched
+  };
+
   std::size_t size() const { return groups_.groups.size(); }
 
   Similarity::Scope scope() const {
-    return options_.variant.method == MergeMethod::kAlign ? Similarity::kCrossModel
-                                                          : Similarity::kAllPairs;
+    return options_.variant.method == MergeMethod::kAlign ? Similarity::Scope::kCrossModel
+                                                          : Similarity::Scope::kAllPairs;
   }
 
   double mean_value() const {
     double total = 0;
-    for (const Matching& m : result_.matchings) total += m.value;
+    for (const Matching& m : state_.matchings) total += m.value;
     return size() > 0 ? total / static_cast<double>(size()) : 0.0;
   }
 
   Matching match(std::size_t g, const Similarity& similarity) {
     const UnitGroup& group = groups_.groups[g];
+    const std::string where = "group " + group.name;
     const Stopwatch watch(result_.matching_s);
-    try {
-      if (options_.variant.method == MergeMethod::kAlign) return align(similarity, group.blocks);
-      return zip(similarity, group.blocks, {options_.zip.reduce, options_.zip.a, options_.zip.b});
-    } catch (const Error& e) {
-      if (e.kind() == ErrorKind::kInternal) throw;
-      throw Error(e.kind(), "group " + group.name, e.what());
-    }
+    if (options_.variant.method == MergeMethod::kAlign)
+      return align(similarity, group.blocks, where);
+    ZipOptions zip_options;
+    zip_options.reduce = options_.zip.reduce;
+    zip_options.a = options_.zip.a;
+    zip_options.b = options_.zip.b;
+    return zip(similarity, zip_options, group.blocks, where);
   }
 
   void match_by_activations() {
@@ -110,7 +133,7 @@ class Matcher {
     Phase phase(progress_, "match activations", static_cast<std::int64_t>(size()), "groups");
     for (std::size_t g = 0; g < size(); ++g) {
       stop_here_if_requested();
-      result_.matchings[g] = match(g, in_scope(activation_[g], scope()));
+      state_.matchings[g] = match(g, in_scope(activation_[g], scope()));
       ++result_.groups_matched;
       phase.update(static_cast<std::int64_t>(g) + 1);
     }
@@ -119,33 +142,31 @@ class Matcher {
   /// Matches group g again if a neighbour has changed since it was last matched here.
   void visit(std::size_t g) {
     std::vector<std::int64_t> now;
-    for (const std::size_t h : neighbours_[g]) now.push_back(versions_[h]);
-    if (seen_[g] && *seen_[g] == now) {
+    for (const std::size_t h : neighbours_[g]) now.push_back(state_.versions[h]);
+    if (state_.seen[g] == now) {
       ++result_.groups_skipped;
       return;
     }
     Similarity similarity;
     {
       const Stopwatch watch(result_.similarity_s);
-      similarity = weight_similarity(states_, groups_, uses_, g, result_.matchings,
+      similarity = weight_similarity(states_, groups_, uses_, g, state_.matchings,
                                      options_.similarity, scope());
-      if (options_.variant.space == MergeSpace::kDual) {
-        const double balance = options_.variant.balance;
-        similarity.values.mul_(balance).add_(in_scope(activation_[g], scope()).values,
-                                             1.0 - balance);
-      }
+      if (options_.variant.space == MergeSpace::kDual)
+        similarity = blend(similarity, in_scope(activation_[g], scope()), options_.variant.balance,
+                           "group " + groups_.groups[g].name);
     }
     Matching matching = match(g, similarity);
-    if (matching.slot != result_.matchings[g].slot) ++versions_[g];
-    result_.matchings[g] = std::move(matching);
-    seen_[g] = std::move(now);
+    if (matching.slot != state_.matchings[g].slot) state_.versions[g] = ++last_version_;
+    state_.matchings[g] = std::move(matching);
+    state_.seen[g] = std::move(now);
     ++result_.groups_matched;
   }
 
   void sweep() {
     VisitOrder order(static_cast<std::int64_t>(size()));
     Phase phase(progress_, "match weights", options_.iterations.max, "sweeps");
-    std::vector<Matching> best;
+    std::optional<State> best;
     double best_total = -std::numeric_limits<double>::infinity();
     std::int64_t failures = 0;
     for (std::int64_t sweep = 0; sweep < options_.iterations.max; ++sweep) {
@@ -156,15 +177,16 @@ class Matcher {
       const double total = mean_value();
       result_.objective_history.push_back(total);
       phase.update(sweep + 1, fmt::format("objective {:.5f}", total));
-      if (best.empty() || total > best_total) {
-        best = result_.matchings;
+      if (!best || total > best_total) {
+        best = state_;
         best_total = total;
         failures = 0;
-      } else if (++failures >= options_.iterations.patience) {
-        break;
+        continue;
       }
+      // As in the authors' code the next sweep starts from the best matchings, not from these.
+      state_ = *best;
+      if (++failures >= options_.iterations.patience) break;
     }
-    if (!best.empty()) result_.matchings = std::move(best);
   }
 
   const NetworkStates& states_;
@@ -174,9 +196,8 @@ class Matcher {
   Progress& progress_;
   ParameterUses uses_;
   std::vector<std::vector<std::size_t>> neighbours_;
-  std::vector<std::int64_t> versions_;  // of a group's matching
-  std::vector<std::optional<std::vector<std::int64_t>>>
-      seen_;  // neighbours' versions when last matched
+  State state_;
+  std::int64_t last_version_ = 0;
   MatchResult result_;
 };
 
@@ -189,7 +210,7 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
   const at::NoGradGuard no_grad;
   const UnitGroup& group = groups.groups[g];
   const auto models = static_cast<std::int64_t>(states.models.size());
-  StreamedSimilarity similarity(models, group.units, scope);
+  SimilarityAccumulator similarity(models, group.units, scope);
   for (const GroupMember& member : group.members) {
     if (states.buffers.contains(member.parameter)) continue;
     std::vector<at::Tensor> rows;
@@ -206,10 +227,11 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
                          .movedim(member.axis, 0)
                          .reshape({group.units, -1}));
     }
-    similarity.add_columns(rows, member.parameter);
+    similarity.add(rows, 0, member.parameter);
   }
-  return measure == SimilarityMeasure::kCorrelation ? similarity.correlation()
-                                                    : similarity.cosine();
+  const std::string where = "weights of group " + group.name;
+  return measure == SimilarityMeasure::kCorrelation ? similarity.correlation(where)
+                                                    : similarity.cosine(where);
 }
 
 MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,

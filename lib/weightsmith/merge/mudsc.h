@@ -57,11 +57,12 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
 /// 2024, section 3.3 and algorithm 1; the weight-space sweeps are those of Git Re-Basin, Ainsworth
 /// et al., ICLR 2023, algorithm 1). Activation space: each group once. Weight and dual space:
 /// sweeps over all groups in random order until the mean similarity of the matched units stops
-/// improving; dual space starts from the activation matchings. A group none of whose neighbours
-/// (groups that meet it in a parameter) has changed since it was last matched is skipped: it would
-/// be matched to the same result. `activation`: one Similarity a group; unused and possibly empty
-/// in weight space and for `average`. Throws Error{kNumeric} naming the group for non-finite
-/// similarities.
+/// improving; dual space starts from the activation matchings. A
+/// sweep that does not improve is undone before the next one, in its own random order, is tried. A
+/// group none of whose neighbours (groups that meet it in a parameter) has changed since it was
+/// last matched is skipped: it would be matched to the same result. `activation`: one Similarity a
+/// group; unused and possibly empty in weight space and for `average`. Throws Error{kNumeric}
+/// naming the group for non-finite similarities.
 MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
                         const std::vector<Similarity>& activation, const MatchOptions& options,
                         Progress& progress);

@@ -129,8 +129,7 @@ ScriptModel ScriptModel::load(const ModelRef& ref, const LoadOptions& options) {
 at::Tensor ScriptModel::forward(const at::Tensor& input) {
   c10::IValue output;
   try {
-    output =
-        module_.forward({preprocess_ ? preprocess_images(*preprocess_, input, where_) : input});
+    output = module_.forward({preprocessed(input)});
   } catch (...) {
     throw_jit_error(
         ErrorKind::kInput, where_,
@@ -142,6 +141,10 @@ at::Tensor ScriptModel::forward(const at::Tensor& input) {
                             shape_text(input), output.type()->str()),
                 "export a network that returns its logits alone");
   return output.toTensor();
+}
+
+at::Tensor ScriptModel::preprocessed(const at::Tensor& input) const {
+  return preprocess_ ? preprocess_images(*preprocess_, input, where_) : input;
 }
 
 TensorMap ScriptModel::parameters() const {

@@ -41,6 +41,8 @@ class ScriptModel {
   /// (x - mean) / std. Throws Error{kInput} naming the model and the input's shape when the network
   /// refuses it or returns something else than one tensor, Error{kNumeric} when memory runs out.
   at::Tensor forward(const at::Tensor& input);
+  /// The first half of forward alone, for those who run the graph themselves (GraphRunner, TapSet).
+  at::Tensor preprocessed(const at::Tensor& input) const;
 
   /// Parameters and buffers by qualified name; the tensors share storage with the network. A tensor
   /// that the network holds under several names occurs under each.

@@ -9,7 +9,8 @@
 #include <set>
 
 #include "support/builtin_cases.h"
-#include "support/python.h"
+#include "support/errors.h"
+#include "support/temp_folder.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/model/builtin.h"
@@ -44,17 +45,6 @@ void permute_member(const GroupMember& member, const std::vector<std::int64_t>& 
 
 double relative_change(const at::Tensor& a, const at::Tensor& b) {
   return ((a - b).abs().max() / a.abs().max()).item<double>();
-}
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    CHECK(e.kind() == ErrorKind::kInput);
-    return e.what();
-  }
-  FAIL("nothing was thrown");
-  return "";
 }
 
 json small_file() {
@@ -159,7 +149,7 @@ TEST_CASE("group files read, fill in defaults and round-trip", "[unit_groups]") 
   extended["groups"][0]["tap"] = {"a/input", "b/input"};
   CHECK(unit_groups_from_json(extended, "g.json").groups[0].taps.size() == 2);
 
-  test::TemporaryFolder folder;
+  test::TempFolder folder;
   std::ofstream(folder.path() / "g.json") << extended.dump(2);
   CHECK(read_unit_groups(folder.path() / "g.json").groups[0].units == 4);
   std::ofstream(folder.path() / "bad.json") << "{";
@@ -172,7 +162,7 @@ TEST_CASE("malformed group files are refused by name", "[unit_groups]") {
   const auto refuse = [](const std::function<void(json&)>& damage) {
     json file = small_file();
     damage(file);
-    return message_of([&] { unit_groups_from_json(file, "g.json"); });
+    return test::error_of(ErrorKind::kInput, [&] { unit_groups_from_json(file, "g.json"); });
   };
   CHECK_THAT(refuse([](json& f) { f["group"] = 1; }), Contains("did you mean \"groups\"?"));
   CHECK_THAT(refuse([](json& f) { f = json::array(); }), Contains("g.json: expected an object"));
@@ -197,7 +187,8 @@ TEST_CASE("groups that do not fit a network are refused by name", "[unit_groups]
   const auto refuse = [](const std::function<void(UnitGroups&)>& damage) {
     UnitGroups groups = unit_groups_from_json(small_file(), "g.json");
     damage(groups);
-    return message_of([&] { (void)check_unit_groups(groups, small_state(), "net.pt"); });
+    return test::error_of(ErrorKind::kInput,
+                          [&] { (void)check_unit_groups(groups, small_state(), "net.pt"); });
   };
   CHECK_THAT(refuse([](UnitGroups& g) { g.groups[0].members[1].parameter = "fc1.bais"; }),
              Contains("net.pt: group \"fc1\"") && Contains("did you mean \"fc1.bias\"?"));

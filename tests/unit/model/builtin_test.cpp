@@ -8,24 +8,15 @@
 #include <nlohmann/json.hpp>
 
 #include "support/builtin_cases.h"
+#include "support/errors.h"
 #include "support/python.h"
+#include "support/temp_folder.h"
 #include "weightsmith/core/error.h"
 
 using namespace weightsmith;
 using nlohmann::json;
 
 namespace {
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& e) {
-    CHECK(e.kind() == ErrorKind::kConfig);
-    return e.what();
-  }
-  FAIL("nothing was thrown");
-  return "";
-}
 
 std::int64_t parameter_count(const std::string& name, const json& options) {
   std::int64_t count = 0;
@@ -152,7 +143,7 @@ TEST_CASE("options are filled in and checked", "[builtin]") {
   CHECK(builtin_options("mlp", nullptr).at("hidden") == json({256, 256}));
 
   const auto refuse = [](const std::string& name, const json& o) {
-    return message_of([&] { builtin_options(name, o); });
+    return test::error_of(ErrorKind::kConfig, [&] { builtin_options(name, o); });
   };
   CHECK_THAT(refuse("resnet21", {}), Contains("did you mean \"resnet20\"?"));
   CHECK_THAT(refuse("transformer", {}), Contains("known: mlp, convnet"));
@@ -163,7 +154,8 @@ TEST_CASE("options are filled in and checked", "[builtin]") {
   CHECK_THAT(refuse("resnet20", {{"norm", "layer"}}), Contains("batch, group, none"));
   CHECK_THAT(refuse("mlp", {{"hidden", {3, -1}}}), Contains("options.hidden[1]"));
   CHECK_THAT(refuse("vgg11", {{"outputs", 0}}), Contains("options.outputs"));
-  CHECK_THAT(message_of([] { build_builtin("mpl", {}, 0); }), Contains("did you mean \"mlp\"?"));
+  CHECK_THAT(test::error_of(ErrorKind::kConfig, [] { build_builtin("mpl", {}, 0); }),
+             Contains("did you mean \"mlp\"?"));
 }
 
 TEST_CASE("archives open and train in Python", "[builtin]") {
@@ -171,7 +163,7 @@ TEST_CASE("archives open and train in Python", "[builtin]") {
     WARN("skipped: " << test::python() << " cannot import torch");
     return;
   }
-  const test::TemporaryFolder folder;
+  const test::TempFolder folder;
   json list = json::array();
   at::manual_seed(0);
   for (const auto& c : test::builtin_cases()) {

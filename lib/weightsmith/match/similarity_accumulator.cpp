@@ -1,0 +1,215 @@
+#include "weightsmith/match/similarity_accumulator.h"
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+
+#include "weightsmith/core/error.h"
+
+namespace weightsmith {
+namespace {
+
+constexpr std::int64_t kPieceFloats = std::int64_t{16} << 20;  // 64 MB
+constexpr double kSmallestScale = 1e-7;                        // the authors' bound
+
+struct RowMoments {
+  double mean = 0.0;      // of the row as it was
+  double residual = 0.0;  // mean of what is left after centring
+  double squares = 0.0;   // sum of squared deviations from the mean
+};
+
+/// Sum of term(x) over a row, in eight chains so that additions overlap.
+template <class Term>
+double sum_of(const float* x, std::int64_t n, Term term) {
+  std::array<double, 8> sums{};
+  std::int64_t j = 0;
+  for (; j + 8 <= n; j += 8)
+    for (int k = 0; k < 8; ++k) sums[k] += term(static_cast<double>(x[j + k]));
+  for (; j < n; ++j) sums[j % 8] += term(static_cast<double>(x[j]));
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+/// Subtracts the float32 nearest to the mean, which is exact for values near it, and measures what
+/// is left in double.
+RowMoments centre_row(float* x, std::int64_t n) {
+  const double length = static_cast<double>(n);
+  const double mean = sum_of(x, n, [](double v) { return v; }) / length;
+  const auto shift = static_cast<float>(mean);
+  for (std::int64_t j = 0; j < n; ++j) x[j] -= shift;
+  const double residual = sum_of(x, n, [](double v) { return v; }) / length;
+  const double squares = sum_of(x, n, [](double v) { return v * v; });
+  return {static_cast<double>(shift) + residual, residual,
+          // NaN must come first to pass through.
+          std::max(squares - length * residual * residual, 0.0)};
+}
+
+}  // namespace
+
+SimilarityAccumulator::SimilarityAccumulator(std::int64_t models, std::int64_t units,
+                                             Similarity::Scope scope)
+    : models_(models), units_(units), scope_(scope) {
+  WS_CHECK(models >= 1 && units >= 0);
+  const std::int64_t stacked = models * units;
+  mean_ = at::zeros({stacked}, at::kDouble);
+  squares_ = at::zeros({stacked}, at::kDouble);
+  products_ = scope == Similarity::Scope::kAllPairs
+                  ? at::zeros({stacked, stacked}, at::kDouble)
+                  : at::zeros({models - 1, units, units}, at::kDouble);
+  product_ = at::empty({units, units}, at::kFloat);
+}
+
+void SimilarityAccumulator::add(const std::vector<at::Tensor>& features, std::int64_t channel_dim,
+                                std::string_view where) {
+  const at::NoGradGuard no_grad;
+  if (static_cast<std::int64_t>(features.size()) != models_)
+    throw Error(ErrorKind::kInput, where,
+                fmt::format("features of {} models, expected {}", features.size(), models_));
+  std::vector<at::Tensor> moved;  // (units, ...) each
+  for (std::size_t i = 0; i < features.size(); ++i) {
+    const at::Tensor& f = features[i];
+    const std::int64_t dim = channel_dim < 0 ? f.dim() + channel_dim : channel_dim;
+    const bool sound = f.defined() && dim >= 0 && dim < f.dim() && f.size(dim) == units_ &&
+                       at::isFloatingType(f.scalar_type()) && f.sizes() == features[0].sizes();
+    if (!sound)
+      throw Error(ErrorKind::kInput, where,
+                  fmt::format("the features of model {} are {} of shape [{}]", i,
+                              f.defined() ? c10::toString(f.scalar_type()) : "missing",
+                              f.defined() ? fmt::format("{}", fmt::join(f.sizes(), ", ")) : ""),
+                  fmt::format("{} units along dimension {} and the shape of model 0 are needed",
+                              units_, channel_dim));
+    const at::Tensor first = f.detach().movedim(dim, 0);
+    moved.push_back(first.dim() == 1 ? first.unsqueeze(1) : first);
+  }
+  if (moved[0].numel() == 0) return;
+  const std::int64_t extent = moved[0].size(1);
+  const std::int64_t column_floats = models_ * moved[0].numel() / extent;
+  const std::int64_t step = std::max<std::int64_t>(1, kPieceFloats / column_floats);
+  for (std::int64_t begin = 0; begin < extent; begin += step) {
+    std::vector<at::Tensor> chunk;
+    for (const at::Tensor& m : moved)
+      chunk.push_back(m.narrow(1, begin, std::min(step, extent - begin)));
+    add_chunk(chunk, where);
+  }
+}
+
+void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
+                                      std::string_view where) {
+  const std::int64_t n = units_;
+  const std::int64_t length = chunk[0].numel() / n;
+  if (!piece_.defined() || piece_.numel() < models_ * n * length)
+    piece_ = at::empty({models_ * n * length}, at::kFloat);
+  const at::Tensor piece = piece_.narrow(0, 0, models_ * n * length).view({models_ * n, length});
+  for (std::int64_t i = 0; i < models_; ++i)
+    piece.narrow(0, i * n, n).view(chunk[i].sizes()).copy_(chunk[i]);
+
+  std::vector<RowMoments> moments(models_ * n);
+  float* const rows = piece.data_ptr<float>();
+  at::parallel_for(0, models_ * n, std::max<std::int64_t>(1, 32768 / length),
+                   [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t u = begin; u < end; ++u)
+                       moments[u] = centre_row(rows + u * length, length);
+                   });
+  for (std::int64_t u = 0; u < models_ * n; ++u) {
+    // A bounded sum of squares also bounds every product: |<x, y>| <= |x| |y|.
+    if (moments[u].squares < std::numeric_limits<float>::max()) continue;
+    // Centring has spread a NaN or infinity over its row.
+    const bool finite = std::isfinite(rows[u * length]);
+    throw Error(ErrorKind::kNumeric, where,
+                fmt::format("unit {} of model {} has features that are {}", u % n, u / n,
+                            finite ? "too large for float32" : "NaN or infinite"),
+                "check the model and its inputs");
+  }
+
+  // Chan et al.: sums of products about the joint mean = both sums + the means' distance, weighted.
+  const auto old_count = static_cast<double>(count_);
+  const auto new_count = static_cast<double>(length);
+  const double weight = old_count * new_count / (old_count + new_count);
+  double* const mean = mean_.data_ptr<double>();
+  double* const squares = squares_.data_ptr<double>();
+  std::vector<double> distance(models_ * n);
+  for (std::int64_t u = 0; u < models_ * n; ++u) {
+    distance[u] = moments[u].mean - mean[u];
+    squares[u] += moments[u].squares + weight * distance[u] * distance[u];
+    mean[u] += distance[u] * new_count / (old_count + new_count);
+  }
+  const bool all_pairs = scope_ == Similarity::Scope::kAllPairs;
+  const float* const product = product_.data_ptr<float>();
+  const std::int64_t stride = products_.size(-1);
+  for (std::int64_t i = 0; i < (all_pairs ? models_ : 1); ++i) {
+    for (std::int64_t j = all_pairs ? i : 1; j < models_; ++j) {
+      at::mm_out(product_, piece.narrow(0, i * n, n), piece.narrow(0, j * n, n).t());
+      double* const total =
+          products_.data_ptr<double>() + (all_pairs ? i * n * stride + j * n : (j - 1) * n * n);
+      at::parallel_for(0, n, std::max<std::int64_t>(1, 32768 / n),
+                       [&](std::int64_t begin, std::int64_t end) {
+                         for (std::int64_t r = begin; r < end; ++r) {
+                           const double apart = weight * distance[i * n + r];
+                           const double off_centre = new_count * moments[i * n + r].residual;
+                           for (std::int64_t c = 0; c < n; ++c)
+                             total[r * stride + c] += static_cast<double>(product[r * n + c]) +
+                                                      apart * distance[j * n + c] -
+                                                      off_centre * moments[j * n + c].residual;
+                         }
+                       });
+    }
+  }
+  count_ += length;
+}
+
+Similarity SimilarityAccumulator::correlation(std::string_view where) const {
+  return normalised(true, where);
+}
+
+Similarity SimilarityAccumulator::cosine(std::string_view where) const {
+  return normalised(false, where);
+}
+
+Similarity SimilarityAccumulator::normalised(bool centred, std::string_view where) const {
+  if (count_ == 0)
+    throw Error(ErrorKind::kInput, where, "no features were collected",
+                "the similarity of units needs at least one observation");
+  const std::int64_t n = units_;
+  const bool all_pairs = scope_ == Similarity::Scope::kAllPairs;
+  Similarity result{scope_, models_, n, at::empty(products_.sizes(), at::kFloat)};
+  const auto count = static_cast<double>(count_);
+  const double* const mean = mean_.data_ptr<double>();
+  std::vector<double> scale(models_ * n);  // sigma, or the norm
+  for (std::int64_t u = 0; u < models_ * n; ++u)
+    scale[u] =
+        std::sqrt(squares_.data_ptr<double>()[u] / count + (centred ? 0.0 : mean[u] * mean[u]));
+  const double smallest = centred ? kSmallestScale : std::numeric_limits<double>::min();
+  const std::int64_t stride = products_.size(-1);
+  const double* const products = products_.data_ptr<double>();
+  float* const values = result.values.data_ptr<float>();
+
+  const auto entry = [&](std::int64_t at, std::int64_t u, std::int64_t v) {
+    const double moment = products[at] / count + (centred ? 0.0 : mean[u] * mean[v]);
+    return static_cast<float>(moment / std::max(scale[u] * scale[v], smallest));
+  };
+  if (!all_pairs) {
+    for (std::int64_t i = 1; i < models_; ++i)
+      for (std::int64_t r = 0; r < n; ++r)
+        for (std::int64_t c = 0; c < n; ++c) {
+          const std::int64_t at = ((i - 1) * n + r) * n + c;
+          values[at] = entry(at, r, i * n + c);
+        }
+    return result;
+  }
+  // The upper triangle, mirrored tile by tile (a plain transposed write would miss the caches).
+  constexpr std::int64_t kTile = 64;
+  const std::int64_t stacked = models_ * n;
+  for (std::int64_t r0 = 0; r0 < stacked; r0 += kTile)
+    for (std::int64_t c0 = r0; c0 < stacked; c0 += kTile)
+      for (std::int64_t r = r0; r < std::min(r0 + kTile, stacked); ++r)
+        for (std::int64_t c = std::max(c0, r); c < std::min(c0 + kTile, stacked); ++c)
+          values[r * stride + c] = values[c * stride + r] = entry(r * stride + c, r, c);
+  return result;
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "weightsmith/match/similarity.h"
+
+namespace weightsmith {
+
+/// Second moments of the features of N models' hidden units, from data that arrives in pieces: the
+/// activations of a tap batch by batch, or the weights of a group member by member. Every element
+/// other than the unit is an observation, and all observations count alike: pieces of any size, and
+/// several taps or members of one group, are simply added after each other.
+///
+/// Sums never cancel (mean 50, deviation 0.01 is exact to float32): every piece is centred on its
+/// own float32 means before one float32 matrix product a pair of models, and pieces are merged in
+/// double by the update of T. Chan, G. Golub and R. LeVeque, "Algorithms for Computing the Sample
+/// Variance: Analysis and Recommendations", The American Statistician 37(3), 1983, eq. 2.1b.
+///
+/// Memory: 8 bytes an entry of the result, and a working copy of at most 64 MB of a piece (never
+/// the whole of it, nor of all of them).
+class SimilarityAccumulator {
+ public:
+  SimilarityAccumulator(std::int64_t models, std::int64_t units, Similarity::Scope scope);
+
+  /// features[i]: model i's, any float type and device, same shapes, `units` along `channel_dim`
+  /// (negative counts from the end): (B, C, H, W) or (B, T, C) activations, or a weight whose axis
+  /// is the group's. No observations (an empty tensor) change nothing. Work: N (N + 1) / 2 products
+  /// of (units, L) by (L, units) for kAllPairs, N - 1 for kCrossModel.
+  ///
+  /// Throws Error{kInput} naming `where` (the tap or parameter) and the shapes when they disagree,
+  /// Error{kNumeric} naming `where`, model and unit for features that are NaN, infinite or too
+  /// large to multiply in float32.
+  void add(const std::vector<at::Tensor>& features, std::int64_t channel_dim,
+           std::string_view where);
+
+  /// Observations added so far.
+  std::int64_t count() const { return count_; }
+
+  /// Pearson correlation as the authors define it: cov / max(sigma sigma^T, 1e-7); 0 for units that
+  /// never vary. Exactly symmetric. Throws Error{kInput} naming `where` when nothing was added.
+  Similarity correlation(std::string_view where) const;
+
+  /// Cosine of the features without centring: E[x y] / sqrt(E[x x] E[y y]); 0
+  /// for units that are always 0.
+  Similarity cosine(std::string_view where) const;
+
+ private:
+  void add_chunk(const std::vector<at::Tensor>& chunk, std::string_view where);
+  Similarity normalised(bool centred, std::string_view where) const;
+
+  std::int64_t models_;
+  std::int64_t units_;
+  Similarity::Scope scope_;
+  std::int64_t count_ = 0;
+  at::Tensor mean_;      // (O) double
+  at::Tensor squares_;   // (O) double: sums of squared deviations
+  at::Tensor products_;  // double: of deviations; (O, O), upper block triangle, or (N - 1, n, n)
+  at::Tensor piece_;     // (O, L) float32, reused
+  at::Tensor product_;   // (n, n) float32, reused
+};
+
+}  // namespace weightsmith

@@ -1,0 +1,273 @@
+#include "weightsmith/match/zip.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "weightsmith/core/error.h"
+#include "weightsmith/core/stop.h"
+#include "weightsmith/match/align.h"
+#include "weightsmith/match/row_kernels.h"
+
+namespace weightsmith {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+std::int64_t rounded_down(double x) { return static_cast<std::int64_t>(std::floor(x + 1e-4)); }
+
+/// How many merges inside one part (a model, a block of a model) are still allowed. A budget of 0
+/// closes after its first merge, not before.
+struct Budget {
+  std::int64_t left = 0;
+  bool closed = false;
+
+  void spend() { closed = --left <= 0; }
+};
+
+/// The clusters of one zip: a matrix of their similarities, a row and column each, named by their
+/// lowest unit. Parts are stretches of `part_units` consecutive units.
+class Clusters {
+ public:
+  Clusters(std::int64_t units, std::int64_t part_units)
+      : n_(units),
+        part_units_(part_units),
+        // A row length that is not a power of two spreads a column over the caches' sets.
+        stride_((units + 31) / 16 * 16),
+        kernels_(row_kernels()),
+        values_(std::make_unique_for_overwrite<float[]>(n_ * stride_)),
+        alive_(n_, -1),
+        best_(n_, -kInfinity),
+        best_column_(n_, -1),
+        joined_(n_, -1) {}
+
+  float* row(std::int64_t i) { return values_.get() + i * stride_; }
+
+  /// Call once the rows are filled in.
+  void start() {
+    for (std::int64_t i = 0; i < n_; ++i) {
+      row(i)[i] = -kInfinity;
+      look_again(i);
+    }
+  }
+
+  struct Pair {
+    float similarity = -kInfinity;
+    std::int64_t low = -1;
+    std::int64_t high = -1;
+  };
+
+  /// The largest entry, the first in row-major order among equals; `low` = -1 when none is left.
+  Pair closest() {
+    while (true) {
+      const FirstMaximum top = kernels_.first_maximum(best_.data(), alive_.data(), n_);
+      if (top.index < 0) return {};
+      const std::int64_t column = best_column_[top.index];
+      if (column != kStale)
+        return {top.value, std::min<std::int64_t>(top.index, column),
+                std::max<std::int64_t>(top.index, column)};
+      look_again(top.index);
+    }
+  }
+
+  /// `high` joins `low`.
+  void merge(std::int64_t low, std::int64_t high, float a) {
+    alive_[high] = 0;
+    joined_[high] = static_cast<std::int32_t>(low);
+    float* merged = row(low);
+    kernels_.lower_and_scale(merged, row(high), a, n_);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      if (alive_[i] == 0 || i == low) continue;
+      const float value = merged[i];
+      row(i)[low] = value;
+      update_best(i, low, high, value);
+    }
+    look_again(low);
+  }
+
+  /// Forbids merges inside a part.
+  void close_part(std::int64_t part) {
+    const std::int64_t begin = part * part_units_;
+    for (std::int64_t i = begin; i < begin + part_units_; ++i) {
+      if (alive_[i] == 0) continue;
+      std::fill_n(row(i) + begin, part_units_, -kInfinity);
+      look_again(i);
+    }
+  }
+
+  std::int64_t part_of(std::int64_t cluster) const { return cluster / part_units_; }
+
+  /// Numbers surviving clusters from `first` on; returns the number of each unit.
+  std::vector<std::int32_t> numbered(std::int64_t first) const {
+    std::vector<std::int32_t> slot(n_);
+    for (std::int64_t i = 0; i < n_; ++i)  // a unit joins a lower one, whose number is known
+      slot[i] = joined_[i] < 0 ? static_cast<std::int32_t>(first++) : slot[joined_[i]];
+    return slot;
+  }
+
+ private:
+  static constexpr std::int32_t kStale = -2;
+
+  void look_again(std::int64_t i) {
+    const FirstMaximum top = kernels_.first_maximum(row(i), alive_.data(), n_);
+    best_[i] = top.value;
+    best_column_[i] = top.index;
+  }
+
+  /// Row i's entry of `low` is now `value`, and that of `high` is gone. Where the row's best was
+  /// one of them and fell, it stays as an upper bound and the row is stale: it looks again only
+  /// when it comes out on top.
+  void update_best(std::int64_t i, std::int64_t low, std::int64_t high, float value) {
+    const std::int32_t column = best_column_[i];
+    if (value > best_[i]) {
+      best_[i] = value;
+      best_column_[i] = static_cast<std::int32_t>(low);
+    } else if (column == low || column == high) {
+      // An equal value at `low` stands before every other of its size: it was the first, or the
+      // first was `high`, further right.
+      best_column_[i] =
+          value == best_[i] && value > -kInfinity ? static_cast<std::int32_t>(low) : kStale;
+    } else if (value == best_[i] && low < column) {
+      best_column_[i] = static_cast<std::int32_t>(low);
+    }
+  }
+
+  const std::int64_t n_;
+  const std::int64_t part_units_;
+  const std::int64_t stride_;
+  const RowKernels& kernels_;
+  std::unique_ptr<float[]> values_;        // (n, stride); columns of dead clusters are left as is
+  std::vector<std::int32_t> alive_;        // -1 or 0
+  std::vector<float> best_;                // of a row: its largest entry, or a bound where stale
+  std::vector<std::int32_t> best_column_;  // the first column of that entry, -1 where there is none
+  std::vector<std::int32_t> joined_;       // the cluster a dead one joined
+};
+
+struct Tally {
+  double sum = 0.0;
+  std::int64_t merges = 0;
+};
+
+/// Zips `clusters` by `merges` merges; the parts' budgets are `models` and, where blocks are
+/// counted, `blocks`.
+void zip_clusters(Clusters& clusters, std::int64_t merges, float a, std::vector<Budget>& models,
+                  std::vector<Budget>* blocks, Tally& tally, std::string_view where) {
+  for (std::int64_t done = 0; done < merges; ++done) {
+    stop_here_if_requested();
+    const Clusters::Pair pair = clusters.closest();
+    if (pair.low < 0)
+      throw Error(
+          ErrorKind::kConfig, where,
+          fmt::format("zip has no admissible pair left after {} of {} merges", done, merges),
+          "raise the zip option b (merges allowed inside one model) or lower reduce");
+    tally.sum += pair.similarity;
+    ++tally.merges;
+    clusters.merge(pair.low, pair.high, a);
+    const std::int64_t part = clusters.part_of(pair.low);
+    if (part != clusters.part_of(pair.high)) continue;
+    models[part].spend();
+    if (blocks != nullptr) (*blocks)[part].spend();
+    if (models[part].closed || (blocks != nullptr && (*blocks)[part].closed))
+      clusters.close_part(part);
+  }
+}
+
+void check_finite(const Similarity& similarity, std::string_view where) {
+  const std::int64_t stacked = similarity.models * similarity.units;
+  const float* values = similarity.values.data_ptr<float>();
+  const RowKernels& kernels = row_kernels();
+  for (std::int64_t i = 0; i < stacked; ++i) {
+    const float* row = values + i * stacked;
+    if (kernels.all_finite(row, stacked)) continue;
+    for (std::int64_t j = 0; j < stacked; ++j)
+      if (i != j && !std::isfinite(row[j]))
+        throw Error(ErrorKind::kNumeric, where,
+                    fmt::format("the similarity of stacked units {} and {} is {}", i, j, row[j]),
+                    "similarities must be finite");
+  }
+}
+
+}  // namespace
+
+void check_zip_options(const ZipOptions& options, std::string_view where) {
+  const auto fail = [&](const char* name, double value, const char* range) {
+    throw Error(ErrorKind::kConfig, where, fmt::format("the zip option {} is {}", name, value),
+                fmt::format("it must be {}", range));
+  };
+  // Negated, so that NaN fails too.
+  if (!(options.reduce >= 0.0 && options.reduce < 1.0)) fail("reduce", options.reduce, "in [0, 1)");
+  if (!(options.a > 0.0 && std::isfinite(options.a))) fail("a", options.a, "above 0");
+  if (!(options.b >= 0.0 && std::isfinite(options.b))) fail("b", options.b, "at least 0");
+  if (!(options.b_block >= 0.0 && std::isfinite(options.b_block)))
+    fail("b_block", options.b_block, "at least 0");
+}
+
+Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64_t blocks,
+             std::string_view where) {
+  check_zip_options(options, where);
+  check_similarity(similarity, where);
+  const std::int64_t n = similarity.units;
+  const std::int64_t models = similarity.models;
+  if (similarity.scope != Similarity::Scope::kAllPairs)
+    throw Error(ErrorKind::kInput, where, "zip got similarities across models only",
+                "similarities of all pairs are needed");
+  if (blocks < 1 || n % blocks != 0)
+    throw Error(ErrorKind::kInput, where, fmt::format("{} units in {} blocks", n, blocks),
+                "blocks must divide the units evenly");
+  check_finite(similarity, where);
+
+  const std::int64_t stacked = models * n;
+  if (stacked == 0) return identity_matching(models, n);
+  const std::int64_t q = n / blocks;  // units of a block; of a model without blocks
+  const std::int64_t set = models * q;
+  const std::int64_t kept = rounded_down(static_cast<double>(set) * (1.0 - options.reduce));
+  if (kept < 1)
+    throw Error(ErrorKind::kConfig, where,
+                fmt::format("reduce {} leaves none of {} units", options.reduce, set),
+                "lower the zip option reduce; 1 - 1 / models keeps the width");
+  const std::int64_t removed =
+      stacked - rounded_down(static_cast<double>(stacked) * (1.0 - options.reduce));
+  std::vector<Budget> model_budgets(
+      models, Budget{rounded_down(static_cast<double>(removed / models) * options.b)});
+  const Budget block_budget{rounded_down(static_cast<double>(removed) * options.b_block /
+                                         static_cast<double>(models * blocks))};
+  const Matching order =
+      blocks == 1 ? identity_matching(models, n) : align(similarity, blocks, where);
+
+  const float* values = similarity.values.data_ptr<float>();
+  std::vector<std::int32_t> slot(stacked);
+  std::int64_t slots = 0;
+  Tally tally;
+  for (std::int64_t s = 0; s < blocks; ++s) {
+    // The first unit of the set's block in each model, in the stacked order.
+    std::vector<std::int64_t> begin(models, 0);
+    for (std::int64_t i = 0; i < models; ++i)
+      for (std::int64_t k = 0; k < blocks; ++k)
+        if (order.slot[i * n + k * q] / q == s) begin[i] = i * n + k * q;
+    Clusters clusters(set, q);
+    for (std::int64_t i = 0; i < models; ++i)
+      for (std::int64_t u = 0; u < q; ++u)
+        for (std::int64_t j = 0; j < models; ++j)
+          std::copy_n(values + (begin[i] + u) * stacked + begin[j], q,
+                      clusters.row(i * q + u) + j * q);
+    clusters.start();
+    std::vector<Budget> block_budgets(models, block_budget);
+    for (std::int64_t i = 0; i < models; ++i)
+      if (model_budgets[i].closed) clusters.close_part(i);
+    zip_clusters(clusters, set - kept, static_cast<float>(options.a), model_budgets,
+                 blocks > 1 ? &block_budgets : nullptr, tally, where);
+    const std::vector<std::int32_t> numbered = clusters.numbered(slots);
+    for (std::int64_t i = 0; i < models; ++i)
+      std::copy_n(numbered.begin() + i * q, q, slot.begin() + begin[i]);
+    slots += kept;
+  }
+  const double value = tally.merges == 0 ? 0.0 : tally.sum / static_cast<double>(tally.merges);
+  return make_matching(models, n, slots, std::move(slot), value);
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,74 @@
+#include "weightsmith/merge/networks.h"
+
+#include <ATen/Functions.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "weightsmith/core/error.h"
+#include "weightsmith/tensor/safetensors.h"
+
+namespace weightsmith {
+
+void check_same_architecture(const std::vector<ScriptModel>& models) {
+  WS_CHECK(!models.empty());
+  const TensorMap first = models.front().state_dict();
+  for (std::size_t i = 1; i < models.size(); ++i) {
+    const auto differences = state_differences(models[i].state_dict(), first);
+    if (differences.empty()) continue;
+    throw Error(ErrorKind::kInput, models[i].where(),
+                fmt::format("not of the architecture of {}: {}", models.front().where(),
+                            join_some(differences, 3)),
+                "only networks of one architecture can be merged");
+  }
+}
+
+UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups) {
+  UnitGroups found;
+  std::string where = groups;
+  if (groups == "auto") {
+    const nlohmann::json& metadata = model.metadata();
+    if (!metadata.contains("builtin"))
+      throw Error(ErrorKind::kInput, model.where(),
+                  "its unit groups are not known: it was not made as a builtin network",
+                  "describe them in a group file (docs/formats.md) and set groups to its path");
+    where = model.where();
+    found = builtin_unit_groups(metadata.at("builtin").get<std::string>(),
+                                metadata.value("options", nlohmann::json::object()));
+  } else {
+    found = read_unit_groups(groups);
+  }
+  return check_unit_groups(found, model.state_dict(), where);
+}
+
+NetworkStates states_of(const std::vector<ScriptModel>& models) {
+  NetworkStates states;
+  for (const ScriptModel& model : models) states.models.push_back(model.state_dict());
+  for (const auto& [name, tensor] : models.front().buffers()) states.buffers.insert(name);
+  return states;
+}
+
+void check_finite(const std::vector<ScriptModel>& models) {
+  for (const ScriptModel& model : models)
+    for (const auto& [name, tensor] : model.state_dict())
+      if (tensor.is_floating_point() && !at::isfinite(tensor).all().item<bool>())
+        throw Error(ErrorKind::kNumeric, model.where(),
+                    fmt::format("{} holds NaN or infinite values", name),
+                    "the model is broken: train it again or use an earlier checkpoint");
+}
+
+void write_matchings(const std::filesystem::path& path, const UnitGroups& groups,
+                     const std::vector<Matching>& matchings) {
+  TensorMap tensors;
+  for (std::size_t g = 0; g < matchings.size(); ++g) {
+    const Matching& m = matchings[g];
+    at::Tensor slot = at::empty({m.models, m.units}, at::kInt);
+    std::copy(m.slot.begin(), m.slot.end(), slot.data_ptr<std::int32_t>());
+    tensors["slot/" + groups.groups[g].name] = slot;
+    tensors["value/" + groups.groups[g].name] = at::scalar_tensor(m.value, at::kDouble);
+  }
+  write_safetensors(path, tensors, {{"format", "weightsmith matching 1"}});
+}
+
+}  // namespace weightsmith

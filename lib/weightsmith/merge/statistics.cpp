@@ -1,0 +1,125 @@
+#include "weightsmith/merge/statistics.h"
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+#include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
+
+#include <algorithm>
+
+#include "weightsmith/core/error.h"
+#include "weightsmith/core/stop.h"
+#include "weightsmith/match/similarity_accumulator.h"
+#include "weightsmith/model/taps.h"
+
+namespace weightsmith {
+namespace {
+
+/// A tap of some group.
+struct GroupTap {
+  std::size_t group;
+  std::string tap;
+  bool channels_second;  ///< axes of space follow the units; else the units come last
+};
+
+/// The consumer of a tap tells: a convolution's weight has axes of space, a linear layer's has
+/// none. Other taps are told apart by the value itself.
+bool consumer_is_spatial(const std::string& tap, const TensorMap& parameters) {
+  const auto parameter = parameters.find(tap.substr(0, tap.find_last_of('/')));
+  return parameter == parameters.end() || parameter->second.dim() >= 3;
+}
+
+/// The tap's tensor as (observations…, units, …) and the axis of the units in it.
+std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const UnitGroup& group,
+                                              const GroupTap& tap) {
+  const std::int64_t n = group.units;
+  if (tap.channels_second && value.dim() >= 3 && value.size(1) == n) return {value, 1};
+  if (value.dim() >= 2 && value.size(-1) == n) return {value, value.dim() - 1};
+  if (value.dim() >= 2 && value.size(-1) % n == 0) {
+    std::vector<std::int64_t> shape = value.sizes().vec();
+    shape.back() = n;
+    shape.push_back(value.size(-1) / n);
+    return {value.reshape(shape), value.dim() - 1};
+  }
+  throw Error(ErrorKind::kInput, fmt::format("group {}, tap {}", group.name, tap.tap),
+              fmt::format("its value of shape [{}] holds no axis of {} units",
+                          fmt::join(value.sizes(), ", "), n),
+              "name another tap in the group file");
+}
+
+}  // namespace
+
+std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
+                                              const UnitGroups& groups, const Dataset& data,
+                                              std::int64_t batch_size, SimilarityMeasure measure,
+                                              Similarity::Scope scope, at::Device device,
+                                              Progress& progress) {
+  const at::NoGradGuard no_grad;
+  const TensorMap parameters = models.front().parameters();
+  std::vector<GroupTap> taps;
+  std::vector<std::string> names;
+  std::vector<SimilarityAccumulator> accumulators;
+  for (std::size_t g = 0; g < groups.groups.size(); ++g) {
+    const UnitGroup& group = groups.groups[g];
+    if (group.taps.empty())
+      throw Error(ErrorKind::kInput, "group " + group.name,
+                  "has no tap, so its activations cannot be seen",
+                  "add one to the group file, or set space to weight");
+    for (const std::string& tap : group.taps) {
+      taps.push_back({g, tap, consumer_is_spatial(tap, parameters)});
+      names.push_back(tap);
+    }
+    accumulators.emplace_back(static_cast<std::int64_t>(models.size()), group.units, scope);
+  }
+  std::vector<TapSet> observers;
+  observers.reserve(models.size());
+  for (ScriptModel& model : models) {
+    model.train(false);
+    observers.emplace_back(model.module(), names, model.where());
+  }
+
+  Phase phase(progress, "activations", data.size(), "images");
+  // A parameter that is used several times shows its tap as often: seen[t] lists the values of one
+  // model in order.
+  using Seen = std::vector<std::vector<at::Tensor>>;
+  std::vector<Seen> earlier(models.size() - 1);
+  for (std::int64_t begin = 0; begin < data.size(); begin += batch_size) {
+    stop_here_if_requested();
+    const std::int64_t count = std::min(batch_size, data.size() - begin);
+    const at::Tensor batch = normalised_batch(data, begin, count).to(device);
+    for (std::size_t i = 0; i + 1 < models.size(); ++i) {
+      earlier[i].assign(taps.size(), {});
+      observers[i].run(
+          {models[i].preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
+            earlier[i][t].push_back(value.clone());  // operators that follow may work in place
+          });
+    }
+    std::vector<std::size_t> uses(taps.size(), 0);
+    observers.back().run({models.back().preprocessed(batch)},
+                         [&](std::size_t t, const at::Tensor& value) {
+                           const UnitGroup& group = groups.groups[taps[t].group];
+                           std::vector<at::Tensor> features;
+                           std::int64_t axis = 0;
+                           const auto add = [&](const at::Tensor& tensor) {
+                             auto [shaped, unit] = unit_axis(tensor, group, taps[t]);
+                             axis = unit;
+                             features.push_back(std::move(shaped));
+                           };
+                           for (Seen& seen : earlier) add(seen[t].at(uses[t]));
+                           add(value);
+                           ++uses[t];
+                           accumulators[taps[t].group].add(features, axis, taps[t].tap);
+                         });
+    phase.update(begin + count);
+  }
+
+  std::vector<Similarity> result;
+  for (std::size_t g = 0; g < accumulators.size(); ++g) {
+    const std::string where = "activations of group " + groups.groups[g].name;
+    result.push_back(measure == SimilarityMeasure::kCorrelation ? accumulators[g].correlation(where)
+                                                                : accumulators[g].cosine(where));
+  }
+  return result;
+}
+
+}  // namespace weightsmith

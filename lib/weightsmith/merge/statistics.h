@@ -1,0 +1,29 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "weightsmith/core/progress.h"
+#include "weightsmith/data/dataset.h"
+#include "weightsmith/graph/unit_groups.h"
+#include "weightsmith/match/similarity.h"
+#include "weightsmith/merge/merge_config.h"
+#include "weightsmith/model/script_model.h"
+
+namespace weightsmith {
+
+/// Similarity of the units of every group by what they compute: all models see the same samples,
+/// and the activations at a group's taps are accumulated as they appear, one pass over the data.
+/// Held at a time: the taps of one batch for all models but the last. Tensors that a tap may show:
+/// (B, n, …) for a consumer with spatial axes (convolution); (…, n) for a linear one, or (…, n·k)
+/// where an image was flattened, k consecutive elements a unit, which count as k more positions.
+/// Result: one Similarity a group, in the order of the groups.
+/// Throws Error{kInput} naming the group when it has no tap, or the tap's shape does not hold its
+/// units, and Error{kNumeric} naming the tap for non-finite activations.
+std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
+                                              const UnitGroups& groups, const Dataset& data,
+                                              std::int64_t batch_size, SimilarityMeasure measure,
+                                              Similarity::Scope scope, at::Device device,
+                                              Progress& progress);
+
+}  // namespace weightsmith

@@ -1,0 +1,124 @@
+#include "weightsmith/match/align.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <limits>
+#include <numeric>
+
+#include "support/expect_error.h"
+#include "support/matrices.h"
+
+using namespace weightsmith;
+using namespace weightsmith::testing;
+
+namespace {
+
+at::Tensor stacked_copies(const at::Tensor& features,
+                          const std::vector<std::vector<std::int64_t>>& orders) {
+  std::vector<at::Tensor> models{features};
+  for (const auto& order : orders)
+    models.push_back(features.index_select(0, at::tensor(order, at::kLong)));
+  return at::cat(models);
+}
+
+Similarity cross_only(const Similarity& all) {
+  std::vector<at::Tensor> blocks;
+  for (std::int64_t i = 1; i < all.models; ++i)
+    blocks.push_back(all.values.narrow(0, 0, all.units).narrow(1, i * all.units, all.units));
+  return {Similarity::Scope::kCrossModel, all.models, all.units, at::stack(blocks).contiguous()};
+}
+
+/// Every permutation of blocks and, inside, of units.
+double best_block_mean(const at::Tensor& s, std::int64_t g) {
+  const std::int64_t q = s.size(0) / g;
+  const auto* data = s.data_ptr<float>();
+  const auto permutations_best = [](std::int64_t n, auto&& score) {
+    std::vector<std::int64_t> p(n);
+    std::iota(p.begin(), p.end(), 0);
+    double best = -1e300;
+    do {
+      double total = 0.0;
+      for (std::int64_t r = 0; r < n; ++r) total += score(r, p[r]);
+      best = std::max(best, total / static_cast<double>(n));
+    } while (std::next_permutation(p.begin(), p.end()));
+    return best;
+  };
+  return permutations_best(g, [&](std::int64_t j, std::int64_t k) {
+    return permutations_best(q, [&](std::int64_t r, std::int64_t c) {
+      return data[(j * q + r) * s.size(0) + k * q + c];
+    });
+  });
+}
+
+}  // namespace
+
+TEST_CASE("align finds the permutations that models differ by, in either scope") {
+  Rng rng(21);
+  const std::int64_t n = 60;
+  const auto p1 = random_permutation(n, rng);
+  const auto p2 = random_permutation(n, rng);
+  const at::Tensor f =
+      stacked_copies(structured_features(falling_factors(16, 500, rng), n, rng), {p1, p2});
+  const Similarity all = all_pairs_similarity(row_correlation(f, f), 3, "test");
+  const Matching m = align(all, 1, "layer1");
+  check_matching(m, "test");
+  CHECK(m.value == Approx(1.0).margin(1e-5));
+  for (std::int64_t k = 0; k < n; ++k) {
+    CHECK(m.slot[k] == k);
+    CHECK(m.slot[n + k] == p1[k]);  // model 1's unit k is model 0's unit p1[k]
+    CHECK(m.slot[2 * n + k] == p2[k]);
+  }
+  CHECK(align(cross_only(all), 1, "layer1") == m);
+}
+
+TEST_CASE("align in blocks equals brute force over blocks and units") {
+  Rng rng(22);
+  for (int trial = 0; trial < 20; ++trial) {
+    const std::int64_t g = 1 + trial % 4;
+    const std::int64_t n = g * (1 + trial % 3);
+    const at::Tensor s = random_matrix(2 * n, 2 * n, rng);
+    const Similarity all = all_pairs_similarity(s, 2, "test");
+    const Matching m = align(all, g, "layer1");
+    check_matching(m, "test");
+    CHECK(m.value ==
+          Approx(best_block_mean(s.narrow(0, 0, n).narrow(1, n, n).contiguous(), g)).margin(1e-6));
+    const std::int64_t q = n / g;
+    for (std::int64_t k = 0; k < n; ++k)  // units stay with their block
+      CHECK(m.slot[n + k] / q == m.slot[n + k / q * q] / q);
+  }
+}
+
+TEST_CASE("align handles one model, one unit and none") {
+  const auto all = [](std::int64_t models, std::int64_t units) {
+    return all_pairs_similarity(at::ones({models * units, models * units}), models, "test");
+  };
+  CHECK(align(all(1, 5), 1, "a") == identity_matching(1, 5));
+  CHECK(align(all(2, 1), 1, "a").slot == std::vector<std::int32_t>{0, 0});
+  CHECK(align(all(2, 0), 1, "a").slot.empty());
+}
+
+TEST_CASE("align names the layer, models and unit of a fault") {
+  Rng rng(23);
+  at::Tensor s = random_matrix(12, 12, rng);
+  expect_error(ErrorKind::kInput, {"conv1: 6 units in 4 blocks"},
+               [&] { align(all_pairs_similarity(s, 2, "x"), 4, "conv1"); });
+  expect_error(ErrorKind::kInput, {"multiple"}, [&] { all_pairs_similarity(s, 5, "x"); });
+  s[2][9] = std::numeric_limits<float>::quiet_NaN();
+  expect_error(ErrorKind::kNumeric, {"conv1, models 0 and 1: the score of row 2 and column 3"},
+               [&] { align(all_pairs_similarity(s, 2, "x"), 1, "conv1"); });
+  Similarity misshapen = all_pairs_similarity(at::zeros({8, 8}), 2, "x");
+  misshapen.units = 3;
+  expect_error(ErrorKind::kInput, {"[6, 6]"}, [&] { align(misshapen, 1, "conv1"); });
+}
+
+TEST_CASE("blending mixes two spaces by balance") {
+  Rng rng(24);
+  const Similarity w = all_pairs_similarity(random_matrix(8, 8, rng), 2, "x");
+  const Similarity a = all_pairs_similarity(random_matrix(8, 8, rng), 2, "x");
+  CHECK(at::allclose(blend(w, a, 0.25, "x").values, 0.25 * w.values + 0.75 * a.values));
+  CHECK(at::equal(blend(w, a, 1.0, "x").values, w.values));
+  const Similarity other = all_pairs_similarity(at::zeros({8, 8}), 4, "x");
+  expect_error(ErrorKind::kInput, {"same units"}, [&] { blend(w, other, 0.5, "x"); });
+}

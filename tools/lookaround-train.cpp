@@ -1,0 +1,42 @@
+// lookaround-train: train a network with Lookaround, or with the methods it is compared with.
+//
+//   lookaround-train --config configs/lookaround-train/digits.json --set method.type=sgd --out
+//   runs/sgd
+//
+// Zhang, Liu, Song, Zhu, Xu, Song: "Lookaround Optimizer: k steps around, 1 step average", NeurIPS
+// 2023.
+
+#include "common/tool.h"
+#include "weightsmith/train/train_config.h"
+#include "weightsmith/train/trainer.h"
+
+namespace weightsmith {
+namespace {
+
+const ToolAbout kAbout{
+    "lookaround-train",
+    "Trains a network with Lookaround: several networks start from one point, each takes k steps "
+    "on its own\n"
+    "augmentation of the same samples, then they are averaged; repeat (Zhang et al., \"Lookaround "
+    "Optimizer: k steps\n"
+    "around, 1 step average\", NeurIPS 2023). Also trains the methods it is compared with, at "
+    "equal compute.",
+    "lookaround-train --config train.json --set method.heads=3 --out runs/lookaround"};
+
+nlohmann::json train_network(const TrainConfig& config, Run& run) {
+  for (const auto& path : {config.model.script, config.model.weights})
+    if (!path.empty()) run.record().add_input(path);
+  TrainOptions options;
+  options.device = run.settings().device;
+  options.resume = run.settings().resume;
+  options.trust = run.settings().trust;
+  return train_result_json(train(config, options, run.progress()));
+}
+
+}  // namespace
+}  // namespace weightsmith
+
+int main(int argc, char** argv) {
+  using namespace weightsmith;
+  return run_tool<TrainConfig>(argc, argv, kAbout, train_network);
+}
