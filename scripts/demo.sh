@@ -9,6 +9,8 @@ case "${1:-}" in
   -h | --help) sed -n '2,5p' "${BASH_SOURCE[0]}" | cut -c3-; exit 0 ;;
   -*) die "unknown argument $1 (see --help)" ;;
 esac
+# Idle threads must not spin while others work on the same machine.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 out=$(realpath -m "${1:-$root/build/demo}")
 started=$SECONDS
 

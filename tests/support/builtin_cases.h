@@ -12,7 +12,7 @@
 
 #include "weightsmith/tensor/tensor_map.h"
 
-namespace weightsmith::test {
+namespace weightsmith::testing {
 
 /// A builtin with options that keep it small, and the shape of an input.
 struct BuiltinCase {
@@ -64,4 +64,4 @@ inline void randomise_in_double(const torch::jit::Module& module) {
   }
 }
 
-}  // namespace weightsmith::test
+}  // namespace weightsmith::testing

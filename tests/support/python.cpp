@@ -4,7 +4,7 @@
 #include <fstream>
 #include <iterator>
 
-namespace weightsmith::test {
+namespace weightsmith::testing {
 
 std::string python() {
   const char* chosen = std::getenv("WEIGHTSMITH_TEST_PYTHON");
@@ -29,4 +29,4 @@ std::string python_log(const std::filesystem::path& folder) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-}  // namespace weightsmith::test
+}  // namespace weightsmith::testing

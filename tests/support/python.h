@@ -3,7 +3,7 @@
 #include <filesystem>
 #include <string>
 
-namespace weightsmith::test {
+namespace weightsmith::testing {
 
 /// The Python interpreter that the tests may use: the environment's WEIGHTSMITH_TEST_PYTHON, else
 /// the system's python3.
@@ -16,4 +16,4 @@ bool python_has_torch();
 bool run_python(const std::filesystem::path& folder, const std::string& script);
 std::string python_log(const std::filesystem::path& folder);
 
-}  // namespace weightsmith::test
+}  // namespace weightsmith::testing

@@ -3,14 +3,14 @@
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
 
-#include "support/errors.h"
+#include "support/expect_error.h"
 #include "weightsmith/config/fields.h"
 #include "weightsmith/data/augment.h"
 
 namespace weightsmith {
 namespace {
 
-using test::error_of;
+using testing::error_of;
 
 template <class C>
 C parse(const std::string& text) {

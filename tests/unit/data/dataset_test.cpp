@@ -8,16 +8,16 @@
 #include <fstream>
 #include <map>
 
-#include "support/errors.h"
-#include "support/temp_folder.h"
+#include "support/expect_error.h"
+#include "support/temporary_folder.h"
 #include "weightsmith/data/shipped_data.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
 namespace {
 
-using test::error_of;
-using test::TempFolder;
+using testing::error_of;
+using testing::TemporaryFolder;
 using Format = DataConfig::Format;
 using Split = DataConfig::Split;
 
@@ -61,7 +61,7 @@ std::string input_error(const DataConfig& config) {
 }
 
 TEST_CASE("cifar10 reads its batches in order", "[data]") {
-  TempFolder folder;
+  TemporaryFolder folder;
   write_cifar(folder.path());
   const Dataset train = load_dataset(config_of(Format::kCifar10, folder.path(), Split::kTrain));
   CHECK(train.images.sizes() == at::IntArrayRef({20, 3, 32, 32}));
@@ -78,7 +78,7 @@ TEST_CASE("cifar10 reads its batches in order", "[data]") {
 }
 
 TEST_CASE("cifar10 names a file that is missing, cut short or foreign", "[data]") {
-  TempFolder folder;
+  TemporaryFolder folder;
   write_cifar(folder.path());
   const auto config = config_of(Format::kCifar10, folder.path(), Split::kTrain);
   write_bytes(folder / "data_batch_3.bin", cifar_records(0, 2).substr(0, 5000));
@@ -93,7 +93,7 @@ TEST_CASE("cifar10 names a file that is missing, cut short or foreign", "[data]"
 }
 
 TEST_CASE("classes select, relabel numbers by position, limits nest", "[data]") {
-  TempFolder folder;
+  TemporaryFolder folder;
   write_cifar(folder.path());
   DataConfig config = config_of(Format::kCifar10, folder.path(), Split::kTrain);
   config.classes = {7, 3};
@@ -125,7 +125,7 @@ TEST_CASE("classes select, relabel numbers by position, limits nest", "[data]") 
 }
 
 TEST_CASE("idx reads plain and gzipped files under both spellings", "[data]") {
-  TempFolder folder;
+  TemporaryFolder folder;
   std::string pixels;
   for (int i = 0; i < 3 * 2 * 4; ++i) pixels += static_cast<char>(i);
   write_bytes(folder / "train-images-idx3-ubyte", idx({3, 2, 4}, pixels));
@@ -149,7 +149,7 @@ TEST_CASE("idx reads plain and gzipped files under both spellings", "[data]") {
 }
 
 TEST_CASE("idx names a damaged file", "[data]") {
-  TempFolder folder;
+  TemporaryFolder folder;
   const std::string images = idx({2, 2, 2}, "abcdefgh");
   write_bytes(folder / "i", images);
   write_bytes(folder / "l", idx({2}, "ab"));
@@ -180,7 +180,7 @@ TEST_CASE("idx names a damaged file", "[data]") {
 }
 
 TEST_CASE("tensors are taken as they are", "[data]") {
-  TempFolder folder;
+  TemporaryFolder folder;
   const auto path = folder / "set.safetensors";
   const at::Tensor images = at::arange(12, at::kFloat).view({3, 4});
   const at::Tensor labels = at::tensor({1, 0, 2}, at::kLong);
@@ -227,7 +227,7 @@ TEST_CASE("digits are shipped with a fixed, stratified split", "[data]") {
 }
 
 TEST_CASE("normalisation scales bytes to [0, 1] and applies mean and std by channel", "[data]") {
-  TempFolder folder;
+  TemporaryFolder folder;
   write_cifar(folder.path());
   DataConfig config = config_of(Format::kCifar10, folder.path(), Split::kTest);
   const Dataset plain = load_dataset(config);

@@ -6,7 +6,7 @@
 #include <chrono>
 #include <thread>
 
-#include "support/errors.h"
+#include "support/expect_error.h"
 
 namespace weightsmith {
 namespace {
@@ -135,7 +135,7 @@ TEST_CASE("pipelines are refused for samples that are not images", "[data]") {
   Dataset set = numbered(8);
   set.images = set.images.flatten(1);
   const std::string error =
-      test::error_of(ErrorKind::kConfig, [&] { Loader loader(set, options_of(1)); });
+      testing::error_of(ErrorKind::kConfig, [&] { Loader loader(set, options_of(1)); });
   CHECK_THAT(error, Catch::Contains("augmentations"));
   LoaderOptions options;
   options.batch_size = 4;

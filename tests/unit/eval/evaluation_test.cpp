@@ -7,7 +7,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "support/errors.h"
+#include "support/expect_error.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/core/stop.h"
 #include "weightsmith/data/dataset.h"
@@ -94,7 +94,7 @@ TEST_CASE("an output that is not finite names the model and the samples", "[eval
   Dataset set = random_set(10, 3);
   set.images[6][1] = std::numeric_limits<float>::quiet_NaN();
   ScriptModel model = linear_model(at::eye(3));
-  const std::string error = test::error_of(ErrorKind::kNumeric, [&] {
+  const std::string error = testing::error_of(ErrorKind::kNumeric, [&] {
     NoProgress progress;
     evaluate(model, set, Objective(ObjectiveConfig{}, 3), {4}, progress);
   });

@@ -6,15 +6,15 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "support/errors.h"
-#include "support/temp_folder.h"
+#include "support/expect_error.h"
+#include "support/temporary_folder.h"
 #include "weightsmith/config/fields.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
 namespace {
 
-using test::error_of;
+using testing::error_of;
 
 ObjectiveConfig parse(const std::string& text) {
   const nlohmann::json json = nlohmann::json::parse(text);
@@ -57,7 +57,7 @@ TEST_CASE("cross-entropy is the formula, with and without smoothing", "[eval]") 
 
 TEST_CASE("embedding scores are scaled cosines", "[eval]") {
   at::manual_seed(2);
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   const at::Tensor rows = at::randn({5, 7});
   write_safetensors(folder / "e.safetensors", {{"embeddings", rows}}, {});
   ObjectiveConfig config;
@@ -85,6 +85,25 @@ TEST_CASE("embedding scores are scaled cosines", "[eval]") {
   CHECK(at::allclose((outputs.grad() * outputs).sum(1), at::zeros({3}), 1e-4, 1e-4));
   CHECK(outputs.grad().norm().item<double>() > 1e-3);
   CHECK(objective.scores(at::zeros({1, 7})).equal(at::zeros({1, 4})));
+}
+
+TEST_CASE("classes that do not compete neither win nor count in the loss", "[eval]") {
+  at::manual_seed(3);
+  const at::Tensor logits = at::randn({5, 4});
+  const at::Tensor labels = at::tensor({1, 3, 3, 1, 1}, at::kLong);
+  for (const double smoothing : {0.0, 0.2}) {
+    ObjectiveConfig config;
+    config.label_smoothing = smoothing;
+    const Objective objective = Objective(config, 4).restricted_to({1, 3});
+    const at::Tensor scores = objective.scores(logits);
+    CHECK(at::isinf(scores.select(1, 0)).all().item<bool>());
+    CHECK(at::isinf(scores.select(1, 2)).all().item<bool>());
+    // The loss is that of a problem with two classes.
+    const at::Tensor two = logits.index_select(1, at::tensor({1, 3}, at::kLong));
+    const at::Tensor renumbered = labels.eq(3).to(at::kLong);
+    CHECK(objective.loss(logits, labels).item<double>() ==
+          Approx(slow_cross_entropy(two, renumbered, smoothing)).epsilon(1e-5));
+  }
 }
 
 TEST_CASE("random embeddings are unit vectors that nest and correlate as asked", "[eval]") {
@@ -122,7 +141,7 @@ TEST_CASE("objectives that cannot work are refused", "[eval]") {
   CHECK_THAT(refused(R"({"label_smoothing": 1})"), Catch::Contains("label_smoothing"));
   CHECK_THAT(refused(R"({"label_smothing": 0.1})"), Catch::Contains("did you mean"));
 
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   ObjectiveConfig config;
   config.type = ObjectiveConfig::Type::kEmbedding;
   config.embeddings = folder / "e.safetensors";

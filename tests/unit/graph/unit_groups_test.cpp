@@ -9,8 +9,8 @@
 #include <set>
 
 #include "support/builtin_cases.h"
-#include "support/errors.h"
-#include "support/temp_folder.h"
+#include "support/expect_error.h"
+#include "support/temporary_folder.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/model/builtin.h"
@@ -65,11 +65,11 @@ TEST_CASE("permuting a group's units leaves a builtin's outputs unchanged", "[un
   at::NoGradGuard no_grad;
   at::manual_seed(3);
   Rng rng(7);
-  for (const auto& c : test::builtin_cases()) {
+  for (const auto& c : testing::builtin_cases()) {
     INFO(c.describe());
     torch::jit::Module module = build_builtin(c.name, c.options, 0);
-    test::randomise_in_double(module);
-    TensorMap state = test::state_of(module);
+    testing::randomise_in_double(module);
+    TensorMap state = testing::state_of(module);
     const UnitGroups groups =
         check_unit_groups(builtin_unit_groups(c.name, c.options), state, c.name);
     const at::Tensor input = at::randn(c.input, at::kDouble);
@@ -102,14 +102,14 @@ TEST_CASE("permuting a group's units leaves a builtin's outputs unchanged", "[un
 }
 
 TEST_CASE("every hidden axis of a builtin belongs to a group", "[unit_groups]") {
-  for (const auto& c : test::builtin_cases()) {
+  for (const auto& c : testing::builtin_cases()) {
     INFO(c.describe());
     const torch::jit::Module module = build_builtin(c.name, c.options, 0);
     std::set<std::pair<std::string, std::int64_t>> covered;
     for (const UnitGroup& group : builtin_unit_groups(c.name, c.options).groups)
       for (const GroupMember& m : group.members) covered.insert({m.parameter, m.axis});
     std::size_t free_axes = 0;
-    for (const auto& [name, tensor] : test::state_of(module))
+    for (const auto& [name, tensor] : testing::state_of(module))
       for (std::int64_t axis = 0; axis < std::min<std::int64_t>(tensor.dim(), 2); ++axis)
         free_axes += covered.count({name, axis}) == 0 ? 1 : 0;
     CHECK(free_axes == 3);  // the network's input, and its output twice (weight and bias)
@@ -149,7 +149,7 @@ TEST_CASE("group files read, fill in defaults and round-trip", "[unit_groups]") 
   extended["groups"][0]["tap"] = {"a/input", "b/input"};
   CHECK(unit_groups_from_json(extended, "g.json").groups[0].taps.size() == 2);
 
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   std::ofstream(folder.path() / "g.json") << extended.dump(2);
   CHECK(read_unit_groups(folder.path() / "g.json").groups[0].units == 4);
   std::ofstream(folder.path() / "bad.json") << "{";
@@ -162,7 +162,7 @@ TEST_CASE("malformed group files are refused by name", "[unit_groups]") {
   const auto refuse = [](const std::function<void(json&)>& damage) {
     json file = small_file();
     damage(file);
-    return test::error_of(ErrorKind::kInput, [&] { unit_groups_from_json(file, "g.json"); });
+    return testing::error_of(ErrorKind::kInput, [&] { unit_groups_from_json(file, "g.json"); });
   };
   CHECK_THAT(refuse([](json& f) { f["group"] = 1; }), Contains("did you mean \"groups\"?"));
   CHECK_THAT(refuse([](json& f) { f = json::array(); }), Contains("g.json: expected an object"));
@@ -187,8 +187,8 @@ TEST_CASE("groups that do not fit a network are refused by name", "[unit_groups]
   const auto refuse = [](const std::function<void(UnitGroups&)>& damage) {
     UnitGroups groups = unit_groups_from_json(small_file(), "g.json");
     damage(groups);
-    return test::error_of(ErrorKind::kInput,
-                          [&] { (void)check_unit_groups(groups, small_state(), "net.pt"); });
+    return testing::error_of(ErrorKind::kInput,
+                             [&] { (void)check_unit_groups(groups, small_state(), "net.pt"); });
   };
   CHECK_THAT(refuse([](UnitGroups& g) { g.groups[0].members[1].parameter = "fc1.bais"; }),
              Contains("net.pt: group \"fc1\"") && Contains("did you mean \"fc1.bias\"?"));

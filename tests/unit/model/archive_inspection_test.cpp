@@ -222,12 +222,12 @@ TEST_CASE("damaged archives never do worse than an Error", "[archive_inspection]
 
 TEST_CASE("archives that Python scripted and traced pass inspection",
           "[archive_inspection][python]") {
-  if (!test::python_has_torch()) {
-    WARN("skipped: " << test::python() << " cannot import torch");
+  if (!testing::python_has_torch()) {
+    WARN("skipped: " << testing::python() << " cannot import torch");
     return;
   }
   testing::TemporaryFolder folder;
-  const bool done = test::run_python(folder.path(), R"(
+  const bool done = testing::run_python(folder.path(), R"(
 import torch, torch.nn as nn
 class Net(nn.Module):
     def __init__(self):
@@ -260,7 +260,7 @@ class Bad(nn.Module):
         return torch.jit.wait(future)
 torch.jit.script(Bad()).save("forks.pt")
 )");
-  INFO(test::python_log(folder.path()));
+  INFO(testing::python_log(folder.path()));
   REQUIRE(done);
   ScriptModel scripted = load(folder / "scripted.pt", false);
   CHECK(scripted.forward(torch::rand({2, 3, 8, 8})).sizes() == at::IntArrayRef{1, 2, 8});

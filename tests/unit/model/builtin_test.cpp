@@ -8,9 +8,9 @@
 #include <nlohmann/json.hpp>
 
 #include "support/builtin_cases.h"
-#include "support/errors.h"
+#include "support/expect_error.h"
 #include "support/python.h"
-#include "support/temp_folder.h"
+#include "support/temporary_folder.h"
 #include "weightsmith/core/error.h"
 
 using namespace weightsmith;
@@ -38,7 +38,7 @@ TEST_CASE("parameter counts are those of the papers", "[builtin]") {
 }
 
 TEST_CASE("parameters carry torchvision's names", "[builtin]") {
-  const TensorMap resnet = test::state_of(build_builtin("resnet20", json::object(), 0));
+  const TensorMap resnet = testing::state_of(build_builtin("resnet20", json::object(), 0));
   CHECK(resnet.at("layer2.0.downsample.0.weight").sizes() == at::IntArrayRef({32, 16, 1, 1}));
   CHECK(resnet.at("layer3.2.bn2.running_var").sizes() == at::IntArrayRef({64}));
   CHECK(resnet.at("layer1.0.bn1.num_batches_tracked").scalar_type() == at::kLong);
@@ -46,19 +46,19 @@ TEST_CASE("parameters carry torchvision's names", "[builtin]") {
   CHECK(resnet.size() == 21 + 21 * 5 + 2);
 
   // vgg16_bn of torchvision ends with the convolution features.40.
-  const TensorMap vgg = test::state_of(build_builtin("vgg16", json::object(), 0));
+  const TensorMap vgg = testing::state_of(build_builtin("vgg16", json::object(), 0));
   CHECK(vgg.count("features.0.weight") == 1);
   CHECK(vgg.at("features.1.running_mean").sizes() == at::IntArrayRef({64}));
   CHECK(vgg.at("features.40.weight").sizes() == at::IntArrayRef({512, 512, 3, 3}));
   CHECK(vgg.count("classifier.weight") == 1);
   // vgg11 without norms ends with features.18, and its convolutions have a bias.
-  const TensorMap plain = test::state_of(build_builtin("vgg11", {{"norm", "none"}}, 0));
+  const TensorMap plain = testing::state_of(build_builtin("vgg11", {{"norm", "none"}}, 0));
   CHECK(plain.at("features.18.bias").sizes() == at::IntArrayRef({512}));
 }
 
 TEST_CASE("builtins give (B, outputs) in train and eval mode", "[builtin]") {
   at::manual_seed(0);
-  for (const auto& c : test::builtin_cases()) {
+  for (const auto& c : testing::builtin_cases()) {
     INFO(c.describe());
     torch::jit::Module module = build_builtin(c.name, c.options, 1);
     CHECK_FALSE(module.is_training());
@@ -92,7 +92,7 @@ TEST_CASE("train-mode batch norm normalises by the batch and tracks it", "[built
   module.train();
   const at::Tensor input = at::randn({8, 1, 6, 6});
   module.forward({input});
-  const TensorMap state = test::state_of(module);
+  const TensorMap state = testing::state_of(module);
   const at::Tensor features = at::conv2d(input, state.at("conv1.weight"), {}, 1, 1);
   CHECK(at::allclose(state.at("bn1.running_mean"), 0.1 * features.mean({0, 2, 3}), 1e-5, 1e-6));
   CHECK(at::allclose(state.at("bn1.running_var"), 0.9 + 0.1 * features.var({0, 2, 3}, true), 1e-5,
@@ -101,12 +101,12 @@ TEST_CASE("train-mode batch norm normalises by the batch and tracks it", "[built
 
 TEST_CASE("weights depend on the seed alone", "[builtin]") {
   const int threads = at::get_num_threads();
-  const TensorMap a = test::state_of(build_builtin("resnet20", json::object(), 5));
+  const TensorMap a = testing::state_of(build_builtin("resnet20", json::object(), 5));
   at::manual_seed(99);
   at::set_num_threads(threads == 1 ? 2 : 1);
-  const TensorMap b = test::state_of(build_builtin("resnet20", json::object(), 5));
+  const TensorMap b = testing::state_of(build_builtin("resnet20", json::object(), 5));
   at::set_num_threads(threads);
-  const TensorMap other = test::state_of(build_builtin("resnet20", json::object(), 6));
+  const TensorMap other = testing::state_of(build_builtin("resnet20", json::object(), 6));
   for (const auto& [name, tensor] : a) {
     INFO(name);
     CHECK(at::equal(tensor, b.at(name)));
@@ -116,7 +116,7 @@ TEST_CASE("weights depend on the seed alone", "[builtin]") {
 }
 
 TEST_CASE("convolutions start with fan-out deviation, linear layers uniform", "[builtin]") {
-  const TensorMap state = test::state_of(build_builtin("resnet20", json::object(), 0));
+  const TensorMap state = testing::state_of(build_builtin("resnet20", json::object(), 0));
   const double deviation = state.at("layer3.1.conv1.weight").std().item<double>();
   CHECK(deviation == Approx(std::sqrt(2.0 / (64 * 9))).epsilon(0.02));
   CHECK(state.at("layer3.1.conv1.weight").mean().item<double>() == Approx(0).margin(1e-3));
@@ -143,7 +143,7 @@ TEST_CASE("options are filled in and checked", "[builtin]") {
   CHECK(builtin_options("mlp", nullptr).at("hidden") == json({256, 256}));
 
   const auto refuse = [](const std::string& name, const json& o) {
-    return test::error_of(ErrorKind::kConfig, [&] { builtin_options(name, o); });
+    return testing::error_of(ErrorKind::kConfig, [&] { builtin_options(name, o); });
   };
   CHECK_THAT(refuse("resnet21", {}), Contains("did you mean \"resnet20\"?"));
   CHECK_THAT(refuse("transformer", {}), Contains("known: mlp, convnet"));
@@ -154,19 +154,19 @@ TEST_CASE("options are filled in and checked", "[builtin]") {
   CHECK_THAT(refuse("resnet20", {{"norm", "layer"}}), Contains("batch, group, none"));
   CHECK_THAT(refuse("mlp", {{"hidden", {3, -1}}}), Contains("options.hidden[1]"));
   CHECK_THAT(refuse("vgg11", {{"outputs", 0}}), Contains("options.outputs"));
-  CHECK_THAT(test::error_of(ErrorKind::kConfig, [] { build_builtin("mpl", {}, 0); }),
+  CHECK_THAT(testing::error_of(ErrorKind::kConfig, [] { build_builtin("mpl", {}, 0); }),
              Contains("did you mean \"mlp\"?"));
 }
 
 TEST_CASE("archives open and train in Python", "[builtin]") {
-  if (!test::python_has_torch()) {
-    WARN("skipped: " << test::python() << " cannot import torch");
+  if (!testing::python_has_torch()) {
+    WARN("skipped: " << testing::python() << " cannot import torch");
     return;
   }
-  const test::TempFolder folder;
+  const testing::TemporaryFolder folder;
   json list = json::array();
   at::manual_seed(0);
-  for (const auto& c : test::builtin_cases()) {
+  for (const auto& c : testing::builtin_cases()) {
     const std::string file = std::to_string(list.size()) + ".pt";
     torch::jit::Module module = build_builtin(c.name, c.options, 2);
     module.save((folder.path() / file).string());
@@ -205,7 +205,7 @@ for case in cases:
     net.eval()
     net(x)
 )";
-  const bool passed = test::run_python(folder.path(), script);
-  INFO(test::python_log(folder.path()));
+  const bool passed = testing::run_python(folder.path(), script);
+  INFO(testing::python_log(folder.path()));
   CHECK(passed);
 }

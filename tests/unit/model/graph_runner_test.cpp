@@ -11,9 +11,9 @@
 #include <set>
 
 #include "support/builtin_cases.h"
-#include "support/errors.h"
+#include "support/expect_error.h"
 #include "support/python.h"
-#include "support/temp_folder.h"
+#include "support/temporary_folder.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/model/builtin.h"
 
@@ -97,8 +97,9 @@ void check_like_forward(const Module& original, const std::vector<IValue>& input
       at::manual_seed(5);
       CHECK(same(runner.run(inputs), expected));
     }
-    const TensorMap a = test::state_of(ours);
-    for (const auto& [name, tensor] : test::state_of(theirs)) CHECK(at::equal(tensor, a.at(name)));
+    const TensorMap a = testing::state_of(ours);
+    for (const auto& [name, tensor] : testing::state_of(theirs))
+      CHECK(at::equal(tensor, a.at(name)));
   }
   Module module = original.deepcopy();
   for (auto item : module.named_parameters()) {
@@ -142,7 +143,7 @@ Module make(const std::string& source) {
 
 TEST_CASE("the runner equals forward on every builtin", "[graph_runner]") {
   at::manual_seed(1);
-  for (const auto& c : test::builtin_cases()) {
+  for (const auto& c : testing::builtin_cases()) {
     INFO(c.describe());
     Module module = build_builtin(c.name, c.options, 3);
     const at::Tensor input = at::randn(c.input);
@@ -331,7 +332,7 @@ TEST_CASE("failures name the model, the submodule and the operator", "[graph_run
   const at::Tensor x = at::randn({3, 5});
   const auto run = [&](const std::string& source) {
     const GraphRunner runner(make(source), "net.pt");
-    return test::error_of(ErrorKind::kInput, [&] { runner.run({x}); });
+    return testing::error_of(ErrorKind::kInput, [&] { runner.run({x}); });
   };
   CHECK_THAT(run("def forward(self, x):\n    return torch.matmul(x, self.w)\n"),
              Contains("net.pt: aten::matmul"));
@@ -341,15 +342,15 @@ TEST_CASE("failures name the model, the submodule and the operator", "[graph_run
 )"),
              Contains("batches of two at most"));
   const Module resnet = build_builtin("resnet20", {{"depth", 8}}, 0);
-  CHECK_THAT(test::error_of(ErrorKind::kInput,
-                            [&] {
-                              GraphRunner(resnet, "r").run({at::randn({1, 4, 8, 8})});
-                            }),
+  CHECK_THAT(testing::error_of(ErrorKind::kInput,
+                               [&] {
+                                 GraphRunner(resnet, "r").run({at::randn({1, 4, 8, 8})});
+                               }),
              Contains("r: conv1: aten::conv2d"));
   const GraphRunner runner(make("def forward(self, x):\n    return x\n"), "net.pt");
-  CHECK_THAT(test::error_of(ErrorKind::kInput, [&] { runner.run({}); }), Contains("net.pt"));
-  CHECK_THAT(test::error_of(ErrorKind::kInput, [&] { runner.run({1}); }), Contains("net.pt"));
-  CHECK_THAT(test::error_of(ErrorKind::kInput, [] { GraphRunner(Module("Empty"), "e.pt"); }),
+  CHECK_THAT(testing::error_of(ErrorKind::kInput, [&] { runner.run({}); }), Contains("net.pt"));
+  CHECK_THAT(testing::error_of(ErrorKind::kInput, [&] { runner.run({1}); }), Contains("net.pt"));
+  CHECK_THAT(testing::error_of(ErrorKind::kInput, [] { GraphRunner(Module("Empty"), "e.pt"); }),
              Contains("no forward method"));
 }
 
@@ -358,7 +359,7 @@ TEST_CASE("operators that touch files are refused unless trusted", "[graph_runne
     torch.save(x, "/nonexistent-folder/x.pt")
     return x
 )");
-  CHECK_THAT(test::error_of(ErrorKind::kInput, [&] { GraphRunner(module, "net.pt"); }),
+  CHECK_THAT(testing::error_of(ErrorKind::kInput, [&] { GraphRunner(module, "net.pt"); }),
              Catch::Contains("aten::save") && Catch::Contains("--trust"));
   GraphRunnerOptions options;
   options.trust = true;
@@ -369,12 +370,12 @@ TEST_CASE("operators that touch files are refused unless trusted", "[graph_runne
 }
 
 TEST_CASE("the runner equals forward on networks exported from Python", "[graph_runner]") {
-  if (!test::python_has_torch()) {
-    WARN("skipped: " << test::python() << " cannot import torch");
+  if (!testing::python_has_torch()) {
+    WARN("skipped: " << testing::python() << " cannot import torch");
     return;
   }
-  const test::TempFolder folder;
-  const bool exported = test::run_python(folder.path(), R"(
+  const testing::TemporaryFolder folder;
+  const bool exported = testing::run_python(folder.path(), R"(
 import torch
 from torch import nn
 from typing import Dict, List, NamedTuple, Optional, Tuple
@@ -483,7 +484,7 @@ class Sorts(nn.Module):
         return x * items[0].value
 torch.jit.script(Sorts()).save("sorts.pt")
 )");
-  INFO(test::python_log(folder.path()));
+  INFO(testing::python_log(folder.path()));
   REQUIRE(exported);
   at::manual_seed(2);
   const at::Tensor images = at::randn({2, 3, 9, 9});
@@ -503,23 +504,23 @@ torch.jit.script(Sorts()).save("sorts.pt")
 
   const Module picky = torch::jit::load((folder.path() / "picky.pt").string());
   CHECK_THAT(
-      test::error_of(ErrorKind::kInput, [&] { GraphRunner(picky, "picky.pt").run({images}); }),
+      testing::error_of(ErrorKind::kInput, [&] { GraphRunner(picky, "picky.pt").run({images}); }),
       Catch::Contains("picky.pt") && Catch::Contains("batch of 2"));
 
   // torch.no_grad() is entered and left, and left too when the network fails inside.
   const Module detached = torch::jit::load((folder.path() / "detached.pt").string());
   check_like_forward(detached, {at::randn({2, 4})});
   const GraphRunner runner(detached, "detached.pt");
-  CHECK_THAT(test::error_of(ErrorKind::kInput,
-                            [&] {
-                              runner.run({at::randn({2, 5})});
-                            }),
+  CHECK_THAT(testing::error_of(ErrorKind::kInput,
+                               [&] {
+                                 runner.run({at::randn({2, 5})});
+                               }),
              Catch::Contains("detached.pt: a: aten::linear"));
   CHECK(at::GradMode::is_enabled());
 
   // Sorting objects calls their own comparison, which could hold any operator.
   const Module sorts = torch::jit::load((folder.path() / "sorts.pt").string());
-  CHECK_THAT(test::error_of(ErrorKind::kInput, [&] { GraphRunner(sorts, "sorts.pt"); }),
+  CHECK_THAT(testing::error_of(ErrorKind::kInput, [&] { GraphRunner(sorts, "sorts.pt"); }),
              Catch::Contains("aten::sort"));
   GraphRunnerOptions trusting;
   trusting.trust = true;
@@ -529,7 +530,9 @@ torch.jit.script(Sorts()).save("sorts.pt")
   at::NoGradGuard no_grad;
   Module traced = torch::jit::load((folder.path() / "images-traced-eval.pt").string());
   traced.train();
-  const auto mean = [&] { return test::state_of(traced).at("blocks.0.bn.running_mean").clone(); };
+  const auto mean = [&] {
+    return testing::state_of(traced).at("blocks.0.bn.running_mean").clone();
+  };
   const at::Tensor before = mean();
   traced.forward({images});
   CHECK(at::equal(mean(), before));

@@ -290,12 +290,12 @@ TEST_CASE("damaged torch.save files never do worse than an Error", "[state_dict_
 }
 
 TEST_CASE("files that Python wrote hold the same values", "[state_dict_file][python]") {
-  if (!test::python_has_torch()) {
-    WARN("skipped: " << test::python() << " cannot import torch");
+  if (!testing::python_has_torch()) {
+    WARN("skipped: " << testing::python() << " cannot import torch");
     return;
   }
   TemporaryFolder folder;
-  const bool done = test::run_python(folder.path(), R"(
+  const bool done = testing::run_python(folder.path(), R"(
 import collections, torch, torch.nn as nn
 torch.manual_seed(0)
 net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
@@ -325,7 +325,7 @@ for name, tensors in (("plain", state), ("odd", odd)):
         holder.register_buffer(key.replace(".", "_"), value.contiguous().clone())
     torch.jit.script(holder).save(name + ".script.pt")
 )");
-  INFO(test::python_log(folder.path()));
+  INFO(testing::python_log(folder.path()));
   REQUIRE(done);
   // What LibTorch reads from a TorchScript archive of the same tensors is the truth.
   const auto same = [&](const TensorMap& found, const std::string& truth) {

@@ -10,9 +10,9 @@
 #include <nlohmann/json.hpp>
 
 #include "support/builtin_cases.h"
-#include "support/errors.h"
+#include "support/expect_error.h"
 #include "support/python.h"
-#include "support/temp_folder.h"
+#include "support/temporary_folder.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/graph/unit_groups.h"
 #include "weightsmith/model/builtin.h"
@@ -50,8 +50,8 @@ TEST_CASE("taps see values before later in-place operations", "[taps]") {
   at::NoGradGuard no_grad;
   at::manual_seed(0);
   const Module module = build_builtin("convnet", {{"width", 4}}, 1);
-  test::randomise_in_double(module);
-  const TensorMap s = test::state_of(module);
+  testing::randomise_in_double(module);
+  const TensorMap s = testing::state_of(module);
   const at::Tensor x = at::randn({5, 1, 8, 8}, at::kDouble);
   const at::Tensor conv1 = at::conv2d(x, s.at("conv1.weight"), {}, 1, 1);
   const at::Tensor bn1 =
@@ -77,7 +77,7 @@ TEST_CASE("taps see values before later in-place operations", "[taps]") {
 
 TEST_CASE("the taps of builtin groups give the group's units", "[taps]") {
   at::NoGradGuard no_grad;
-  for (const auto& c : test::builtin_cases()) {
+  for (const auto& c : testing::builtin_cases()) {
     INFO(c.describe());
     const Module module = build_builtin(c.name, c.options, 0);
     std::vector<std::string> taps;
@@ -102,7 +102,7 @@ TEST_CASE("transposed, sliced and cast parameters stand for themselves", "[taps]
     z = torch.cat([self.b.unsqueeze(0), x.relu()], 0)
     return y, z, torch.add(z, self.scale)
 )");
-  const TensorMap s = test::state_of(module);
+  const TensorMap s = testing::state_of(module);
   const auto seen = observe(
       module, {"w/input", "w/output", "b/input", "b/output", "scale/input", "scale/output"}, {x});
   const at::Tensor z = at::cat({s.at("b").unsqueeze(0), x.relu()});
@@ -129,7 +129,7 @@ TEST_CASE("parameters used several times are observed at each use", "[taps]") {
   REQUIRE(seen[1].size() == 3);
   for (int i = 0; i < 3; ++i) {
     CHECK(at::allclose(seen[0][i], value));
-    value = at::tanh(at::matmul(value, test::state_of(module).at("w")));
+    value = at::tanh(at::matmul(value, testing::state_of(module).at("w")));
   }
 
   Module shared("Shared");
@@ -174,7 +174,7 @@ TEST_CASE("taps give back the network's result and work with gradients", "[taps]
   CHECK(at::equal(out, module.forward({x}).toTensor()));
   CHECK(hidden.requires_grad());
   out.sum().backward();
-  const TensorMap s = test::state_of(module);
+  const TensorMap s = testing::state_of(module);
   CHECK(at::allclose(s.at("fc2.weight").grad(), hidden.detach().sum(0).expand({10, 5})));
 }
 
@@ -182,7 +182,7 @@ TEST_CASE("unknown and unreached taps are named", "[taps]") {
   using Catch::Contains;
   const Module module = build_builtin("convnet", {{"width", 4}}, 1);
   const auto refuse = [&](const std::string& tap) {
-    return test::error_of(ErrorKind::kInput, [&] { TapSet(module, {tap}, "net.pt"); });
+    return testing::error_of(ErrorKind::kInput, [&] { TapSet(module, {tap}, "net.pt"); });
   };
   CHECK_THAT(refuse("conv1.wieght/input"), Contains("net.pt") && Contains("conv1.wieght/input") &&
                                                Contains("did you mean \"conv1.weight/input\"?"));
@@ -192,10 +192,10 @@ TEST_CASE("unknown and unreached taps are named", "[taps]") {
   CHECK_THAT(refuse("#x/output"), Contains("no tap"));
   CHECK_THAT(refuse("#1/output.77"), Contains("outputs") || Contains("constant"));
   const Module unused = make("def forward(self, x):\n    return torch.matmul(x, self.w)\n");
-  CHECK_THAT(test::error_of(ErrorKind::kInput,
-                            [&] {
-                              observe(unused, {"unused/input"}, {at::randn({2, 4})});
-                            }),
+  CHECK_THAT(testing::error_of(ErrorKind::kInput,
+                               [&] {
+                                 observe(unused, {"unused/input"}, {at::randn({2, 4})});
+                               }),
              Contains("\"unused/input\" was not reached"));
   const std::vector<std::string> known = list_taps(FlatGraph(module, "net"));
   CHECK(std::count(known.begin(), known.end(), "bn1.running_var/input") == 1);
@@ -203,12 +203,12 @@ TEST_CASE("unknown and unreached taps are named", "[taps]") {
 }
 
 TEST_CASE("taps agree with hooks in Python", "[taps]") {
-  if (!test::python_has_torch()) {
-    WARN("skipped: " << test::python() << " cannot import torch");
+  if (!testing::python_has_torch()) {
+    WARN("skipped: " << testing::python() << " cannot import torch");
     return;
   }
-  const test::TempFolder folder;
-  const bool exported = test::run_python(folder.path(), R"(
+  const testing::TemporaryFolder folder;
+  const bool exported = testing::run_python(folder.path(), R"(
 import torch
 from torch import nn
 torch.manual_seed(0)
@@ -243,11 +243,11 @@ for handle in [net.layers[1], net.norm, net.fc]:
 torch.jit.script(net).save("scripted.pt")
 torch.jit.trace(net, (x,), check_trace=False).save("traced.pt")
 )");
-  INFO(test::python_log(folder.path()));
+  INFO(testing::python_log(folder.path()));
   REQUIRE(exported);
   at::NoGradGuard no_grad;
   const TensorMap expected =
-      test::state_of(torch::jit::load((folder.path() / "expected.pt").string()));
+      testing::state_of(torch::jit::load((folder.path() / "expected.pt").string()));
   for (const char* file : {"scripted.pt", "traced.pt"}) {
     INFO(file);
     const Module module = torch::jit::load((folder.path() / file).string());
@@ -265,7 +265,7 @@ torch.jit.trace(net, (x,), check_trace=False).save("traced.pt")
         observe(training, {"layers.1.running_mean/input"}, {expected.at("x")}, options);
     REQUIRE(batch[0].size() == 1);
     CHECK(at::allclose(batch[0][0], expected.at("bn_in")));
-    CHECK(at::allclose(test::state_of(training).at("layers.1.running_mean"),
+    CHECK(at::allclose(testing::state_of(training).at("layers.1.running_mean"),
                        0.1 * batch[0][0].mean({0, 2, 3}), 1e-4, 1e-6));
 
     CHECK(at::allclose(seen[0][0], expected.at("bn_in")));

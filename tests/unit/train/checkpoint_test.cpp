@@ -5,8 +5,8 @@
 #include <catch2/catch.hpp>
 #include <fstream>
 
-#include "support/errors.h"
-#include "support/temp_folder.h"
+#include "support/expect_error.h"
+#include "support/temporary_folder.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -27,7 +27,7 @@ Checkpoint example(std::int64_t epoch, std::int64_t batch) {
 }
 
 TEST_CASE("a checkpoint is read as it was written", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   CHECK_FALSE(newest_checkpoint(folder.path()));
   const Checkpoint c = example(2, 9);
   const auto path = write_checkpoint(folder.path(), c, 2);
@@ -45,7 +45,7 @@ TEST_CASE("a checkpoint is read as it was written", "[train]") {
 }
 
 TEST_CASE("the newest checkpoints are kept", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   for (const auto& [epoch, batch] : {std::pair{1, 0}, {1, 30}, {2, 4}, {10, 0}})
     write_checkpoint(folder.path(), example(epoch, batch), 2);
   CHECK(newest_checkpoint(folder.path())->filename() == "checkpoint-000010-00000000.safetensors");
@@ -56,9 +56,9 @@ TEST_CASE("the newest checkpoints are kept", "[train]") {
 }
 
 TEST_CASE("damaged and foreign checkpoints are named", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   const auto refused = [](const std::filesystem::path& path) {
-    return test::error_of(ErrorKind::kInput, [&] { read_checkpoint(path); });
+    return testing::error_of(ErrorKind::kInput, [&] { read_checkpoint(path); });
   };
   const auto path = write_checkpoint(folder.path(), example(1, 0), 2);
   std::filesystem::resize_file(path, std::filesystem::file_size(path) - 9);
@@ -78,7 +78,7 @@ TEST_CASE("configurations that differ are told apart by key", "[train]") {
   present["optimizer"]["lr"] = 0.2;
   present["extra"] = 1;
   const std::string error =
-      test::error_of(ErrorKind::kConfig, [&] { check_same_config(saved, present, "c"); });
+      testing::error_of(ErrorKind::kConfig, [&] { check_same_config(saved, present, "c"); });
   CHECK_THAT(error, Catch::Contains("extra, optimizer.lr") && !Catch::Contains("momentum"));
 }
 

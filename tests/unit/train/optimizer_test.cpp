@@ -4,7 +4,7 @@
 #include <limits>
 #include <vector>
 
-#include "support/errors.h"
+#include "support/expect_error.h"
 #include "weightsmith/train/lookaround.h"
 #include "weightsmith/train/parameter_arena.h"
 #include "weightsmith/train/sgd.h"
@@ -119,7 +119,7 @@ TEST_CASE("a tied parameter is kept once, a frozen one not at all", "[train]") {
   CHECK(parameters.at("frozen").equal(at::ones({8})));
 
   const auto refused = [](const TensorMap& p) {
-    return test::error_of(ErrorKind::kInput, [&] { ParameterArena(p, 1, "net"); });
+    return testing::error_of(ErrorKind::kInput, [&] { ParameterArena(p, 1, "net"); });
   };
   CHECK_THAT(refused({{"w", at::ones({2}, at::kDouble).requires_grad_(true)}}),
              Catch::Contains("w is Double"));
@@ -240,7 +240,7 @@ TEST_CASE("a restored optimiser goes on with the same bits", "[train]") {
     TensorMap wrong = one.state();
     wrong["heads"] = at::zeros({2, 2});
     const std::string error =
-        test::error_of(ErrorKind::kInput, [&] { other.load_state(wrong, 0, "the file"); });
+        testing::error_of(ErrorKind::kInput, [&] { other.load_state(wrong, 0, "the file"); });
     CHECK_THAT(error, Catch::Contains("the file") && Catch::Contains("heads"));
   }
 }

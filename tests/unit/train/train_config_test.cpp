@@ -4,7 +4,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "support/errors.h"
+#include "support/expect_error.h"
 #include "weightsmith/config/fields.h"
 
 namespace weightsmith {
@@ -95,7 +95,7 @@ TEST_CASE("configurations that contradict themselves are refused by key", "[trai
   const auto refused = [](const char* pointer, const nlohmann::json& value) {
     nlohmann::json json = example();
     json[nlohmann::json::json_pointer(pointer)] = value;
-    return test::error_of(ErrorKind::kConfig, [&] { parse(json).validate(); });
+    return testing::error_of(ErrorKind::kConfig, [&] { parse(json).validate(); });
   };
   CHECK_THAT(refused("/method/heads", 2), Catch::Contains("3 pipelines for 2 heads"));
   CHECK_THAT(refused("/method/k", 0), Catch::Contains("method.k"));

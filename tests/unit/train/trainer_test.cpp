@@ -6,8 +6,8 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "support/errors.h"
-#include "support/temp_folder.h"
+#include "support/expect_error.h"
+#include "support/temporary_folder.h"
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/core/rng.h"
@@ -78,7 +78,7 @@ void train_quietly(const TrainConfig& config) {
 }
 
 TEST_CASE("training writes the network, its weights, metrics and a checkpoint", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   TrainConfig config = small_config(folder / "run");
   config.epochs = 12;
   config.data.train.limit = 200;
@@ -103,7 +103,7 @@ TEST_CASE("training writes the network, its weights, metrics and a checkpoint", 
 }
 
 TEST_CASE("the saved archive holds one network, not every head", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   TrainConfig config = small_config(folder / "run");
   config.epochs = 1;
   config.model.options["width"] = 16;
@@ -116,7 +116,7 @@ TEST_CASE("the saved archive holds one network, not every head", "[train]") {
 }
 
 TEST_CASE("the same seed gives the same bits, another seed others", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   train_quietly(small_config(folder / "a"));
   train_quietly(small_config(folder / "b"));
   CHECK(same(weights_of(folder / "a"), weights_of(folder / "b")));
@@ -127,7 +127,7 @@ TEST_CASE("the same seed gives the same bits, another seed others", "[train]") {
 }
 
 TEST_CASE("a run stopped anywhere and resumed ends with the same bits", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   for (const auto type : {MethodConfig::Type::kLookaround, MethodConfig::Type::kSgd}) {
     TrainConfig config = small_config(folder / ("whole" + std::to_string(static_cast<int>(type))));
     config.method.type = type;
@@ -165,7 +165,7 @@ TEST_CASE("a run stopped anywhere and resumed ends with the same bits", "[train]
 }
 
 TEST_CASE("resuming a finished run writes its results again", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   const TrainConfig config = small_config(folder / "run");
   train_quietly(config);
   const TensorMap expected = weights_of(config.out);
@@ -180,12 +180,12 @@ TEST_CASE("resuming a finished run writes its results again", "[train]") {
 }
 
 TEST_CASE("a run is resumed with its own configuration, or started anew", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   TrainConfig config = small_config(folder / "run");
   train_quietly(config);
   const TensorMap before = weights_of(config.out);
   config.optimizer.lr = 0.05;
-  const std::string error = test::error_of(ErrorKind::kConfig, [&] {
+  const std::string error = testing::error_of(ErrorKind::kConfig, [&] {
     NoProgress progress;
     train(config, {at::kCPU, true}, progress);
   });
@@ -195,7 +195,7 @@ TEST_CASE("a run is resumed with its own configuration, or started anew", "[trai
 }
 
 TEST_CASE("Lookaround with one head is SGD on its stream, bit for bit", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   TrainConfig config = small_config(folder / "lookaround");
   config.augmentations = {{{Augmentation::Name::kRandomCrop}}};
   config.method.heads = 1;
@@ -207,7 +207,7 @@ TEST_CASE("Lookaround with one head is SGD on its stream, bit for bit", "[train]
 }
 
 TEST_CASE("validation is scored every epoch and test data once at the end", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   TrainConfig config = small_config(folder / "run");
   config.data.validation = 0.2;
   NoProgress progress;
@@ -221,21 +221,21 @@ TEST_CASE("validation is scored every epoch and test data once at the end", "[tr
 }
 
 TEST_CASE("a loss that is not finite ends the run and says what to do", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   TrainConfig config = small_config(folder / "run");
   config.optimizer.lr = 1e30;
   config.schedule.min_lr = 0;
   config.model.options["norm"] = "none";
-  const std::string error = test::error_of(ErrorKind::kNumeric, [&] { train_quietly(config); });
+  const std::string error = testing::error_of(ErrorKind::kNumeric, [&] { train_quietly(config); });
   CHECK_THAT(error, Catch::Contains("epoch 1") && Catch::Contains("optimizer.lr"));
   CHECK_FALSE(std::filesystem::exists(config.out / "model.pt"));
 }
 
 TEST_CASE("a network that does not fit the classes is refused", "[train]") {
-  test::TempFolder folder;
+  testing::TemporaryFolder folder;
   TrainConfig config = small_config(folder / "run");
   config.model.options["outputs"] = 7;
-  const std::string error = test::error_of(ErrorKind::kInput, [&] { train_quietly(config); });
+  const std::string error = testing::error_of(ErrorKind::kInput, [&] { train_quietly(config); });
   CHECK_THAT(error, Catch::Contains("(B, 10)"));
 }
 

@@ -1,0 +1,106 @@
+#include "weightsmith/merge/merge_config.h"
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "support/expect_error.h"
+#include "weightsmith/config/config_file.h"
+#include "weightsmith/train/train_config.h"
+
+namespace weightsmith {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using testing::expect_error;
+
+/// Every default that the schema states, against what the struct writes.
+template <class Config>
+void check_defaults(const std::string& tool, const Config& config) {
+  const json written = to_config(config);
+  const json stated = schema_defaults(tool_schema(tool)).flatten();
+  for (const auto& [pointer, value] : stated.items()) {
+    const json::json_pointer at(pointer);
+    CAPTURE(tool, pointer);
+    // Optional parts that are not there have no defaults to compare.
+    if (!written.contains(at.parent_pointer())) continue;
+    // Empty text and lists are written as they are, or left out.
+    if (!written.contains(at)) {
+      CHECK((value.empty() || value == ""));
+      continue;
+    }
+    // Flattening shows an empty list as null.
+    CHECK((written.at(at) == value || (value.is_null() && written.at(at).empty())));
+  }
+}
+
+TEST_CASE("structs and schemas state the same defaults", "[config]") {
+  check_defaults("mudsc-merge", MergeConfig{});
+  check_defaults("lookaround-train", TrainConfig{});
+}
+
+template <class Config>
+void check_file(const fs::path& path, const std::string& tool) {
+  CAPTURE(path);
+  const json raw = read_json(path);
+  validate_schema(raw, tool_schema(tool));
+  const fs::path base = path.parent_path();
+  Config config;
+  from_config(ConfigNode{raw, "", base}, config);
+  config.validate();
+  // What --print-config prints replays the run.
+  const json resolved = to_config(config);
+  validate_schema(resolved, tool_schema(tool));
+  Config again;
+  from_config(ConfigNode{resolved, "", base}, again);
+  CHECK(to_config(again) == resolved);
+}
+
+TEST_CASE("every shipped configuration is valid", "[config]") {
+  const fs::path configs = fs::path(WEIGHTSMITH_SOURCE_DIR) / "configs";
+  int files = 0;
+  for (const auto& entry : fs::directory_iterator(configs / "mudsc-merge")) {
+    check_file<MergeConfig>(entry.path(), "mudsc-merge");
+    ++files;
+  }
+  for (const auto& entry : fs::directory_iterator(configs / "lookaround-train")) {
+    check_file<TrainConfig>(entry.path(), "lookaround-train");
+    ++files;
+  }
+  CHECK(files >= 3);
+}
+
+MergeConfig read(const json& raw) {
+  const fs::path base = "/";
+  MergeConfig config;
+  from_config(ConfigNode{raw, "", base}, config);
+  config.validate();
+  return config;
+}
+
+TEST_CASE("rules between keys name the key", "[config]") {
+  const json models = {"a.pt", "b.pt"};
+  expect_error(ErrorKind::kConfig, {"models", "at least 2"}, [&] { read({{"models", {"a.pt"}}}); });
+  expect_error(ErrorKind::kConfig, {"activations.data", "set space to weight"}, [&] {
+    read({{"models", models}, {"space", "dual"}});
+  });
+  expect_error(ErrorKind::kConfig, {"normalization.data"}, [&] {
+    read({{"models", models}, {"space", "weight"}});
+  });
+  expect_error(ErrorKind::kConfig, {"compare", "listed twice"}, [&] {
+    read({{"models", models},
+          {"normalization", {{"mode", "none"}}},
+          {"compare", {{{"method", "average"}}, {{"method", "average"}, {"space", "weight"}}}}});
+  });
+  CHECK_NOTHROW(
+      read({{"models", models}, {"space", "weight"}, {"normalization", {{"mode", "none"}}}}));
+}
+
+TEST_CASE("a variant's label names its folder", "[config]") {
+  CHECK(MergeVariant{MergeMethod::kAverage, MergeSpace::kDual, 0.5}.label() == "average");
+  CHECK(MergeVariant{MergeMethod::kAlign, MergeSpace::kWeight, 0.5}.label() == "align-weight");
+  CHECK(MergeVariant{MergeMethod::kZip, MergeSpace::kDual, 0.3}.label() == "zip-dual-0.3");
+}
+
+}  // namespace
+}  // namespace weightsmith

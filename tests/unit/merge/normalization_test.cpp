@@ -1,0 +1,75 @@
+#include "weightsmith/merge/normalization.h"
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "weightsmith/model/builtin.h"
+
+namespace weightsmith {
+namespace {
+
+Dataset random_images(std::int64_t n) {
+  Dataset data;
+  data.images = at::randn({n, 1, 8, 8}) * 3 + 50;  // means that would cancel in one float32 pass
+  data.labels = at::zeros({n}, at::kLong);
+  data.classes = 1;
+  data.where = "random images";
+  return data;
+}
+
+TEST_CASE("the first layer's statistics are those of the whole set, whatever the batches",
+          "[merge]") {
+  at::manual_seed(3);
+  const Dataset data = random_images(50);
+  for (const std::int64_t batch_size : {50, 16, 7}) {
+    CAPTURE(batch_size);
+    ScriptModel model(build_builtin("convnet", {{"width", 4}}, 1), "net");
+    NoProgress progress;
+    CHECK(reset_batch_norm(model, data, batch_size, at::kCPU, progress) == 4);
+    const TensorMap state = model.state_dict();
+    const at::Tensor z =
+        at::conv2d(data.images.to(at::kDouble), state.at("conv1.weight").to(at::kDouble), {}, 1, 1);
+    // A last batch of one sample has no variance of its own and is left out.
+    const at::Tensor used = 50 % batch_size == 1 ? z.narrow(0, 0, 49) : z;
+    const at::Tensor mean = used.mean({0, 2, 3});
+    const at::Tensor var = used.var({0, 2, 3}, /*unbiased=*/true);
+    CHECK(at::allclose(state.at("bn1.running_mean").to(at::kDouble), mean, 1e-5, 1e-4));
+    CHECK(at::allclose(state.at("bn1.running_var").to(at::kDouble), var, 1e-4, 1e-5));
+  }
+}
+
+TEST_CASE("with one batch all layers get what training mode with momentum 1 would give",
+          "[merge]") {
+  at::manual_seed(4);
+  Dataset data = random_images(32);
+  data.images = at::randn({32, 1, 8, 8});
+  ScriptModel model(build_builtin("convnet", {{"width", 4}}, 1), "net");
+  ScriptModel twin = model.clone();
+  NoProgress progress;
+  reset_batch_norm(model, data, 32, at::kCPU, progress);
+  // The twin's running statistics move by momentum 0.1 from their start, 0 and 1.
+  twin.train(true);
+  {
+    const at::NoGradGuard no_grad;
+    twin.forward(data.images);
+  }
+  const TensorMap ours = model.state_dict();
+  for (const auto& [name, tensor] : twin.buffers()) {
+    CAPTURE(name);
+    if (name.ends_with("running_mean"))
+      CHECK(at::allclose(ours.at(name), tensor / 0.1, 1e-4, 1e-5));
+    if (name.ends_with("running_var"))
+      CHECK(at::allclose(ours.at(name), (tensor - 0.9) / 0.1, 1e-4, 1e-4));
+  }
+}
+
+TEST_CASE("a network without batch norm is left as it is", "[merge]") {
+  ScriptModel model(build_builtin("convnet", {{"width", 4}, {"norm", "none"}}, 1), "net");
+  NoProgress progress;
+  CHECK(reset_batch_norm(model, random_images(8), 4, at::kCPU, progress) == 0);
+}
+
+}  // namespace
+}  // namespace weightsmith

@@ -1,0 +1,115 @@
+#include "weightsmith/merge/statistics.h"
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "support/expect_error.h"
+#include "support/golden.h"
+#include "weightsmith/merge/networks.h"
+#include "weightsmith/model/builtin.h"
+#include "weightsmith/tensor/safetensors.h"
+
+namespace weightsmith {
+namespace {
+
+using nlohmann::json;
+using testing::expect_error;
+using testing::golden;
+
+std::vector<ScriptModel> two_mlps() {
+  std::vector<ScriptModel> models;
+  const json options = {{"inputs", 12}, {"hidden", {16, 14}}, {"outputs", 5}};
+  for (std::uint64_t seed : {1, 2})
+    models.emplace_back(build_builtin("mlp", options, seed), "mlp",
+                        json{{"builtin", "mlp"}, {"options", builtin_options("mlp", options)}});
+  return models;
+}
+
+Dataset samples(const at::Tensor& images) {
+  Dataset data;
+  data.images = images;
+  data.labels = at::zeros({images.size(0)}, at::kLong);
+  data.classes = 1;
+  data.where = "samples";
+  return data;
+}
+
+TEST_CASE("activation similarity of the golden MLP is the authors'", "[merge]") {
+  const SafetensorsFile file = read_safetensors(golden("mudsc/net_mlp_N2.safetensors"));
+  std::vector<ScriptModel> models = two_mlps();
+  for (int i = 0; i < 2; ++i) {
+    TensorMap state;
+    const std::string prefix = "in" + std::to_string(i) + "/";
+    for (const auto& [name, tensor] : file.tensors)
+      if (name.starts_with(prefix)) state[name.substr(prefix.size())] = tensor;
+    models[i].load_state(state, "golden");
+  }
+  const UnitGroups groups = unit_groups_for(models.front(), "auto");
+  REQUIRE(groups.groups.size() == 2);
+  const Dataset data =
+      samples(at::cat({file.tensors.at("act_batch0"), file.tensors.at("act_batch1"),
+                       file.tensors.at("act_batch2")}));
+  NoProgress progress;
+  // 24, 24 and 16 samples, as the authors' batches were; the result depends on no batch size.
+  for (const std::int64_t batch_size : {24, 64, 10}) {
+    const auto similarity =
+        activation_similarity(models, groups, data, batch_size, SimilarityMeasure::kCorrelation,
+                              Similarity::Scope::kAllPairs, at::kCPU, progress);
+    for (int g = 0; g < 2; ++g) {
+      const at::Tensor wanted = file.tensors.at("act_sims/" + std::to_string(g));
+      CAPTURE(batch_size, g);
+      CHECK((similarity[g].values - wanted).abs().max().item<double>() < 1e-5);
+    }
+  }
+}
+
+TEST_CASE("the cross-model scope is a part of all pairs", "[merge]") {
+  std::vector<ScriptModel> models = two_mlps();
+  const UnitGroups groups = unit_groups_for(models.front(), "auto");
+  at::manual_seed(0);
+  const Dataset data = samples(at::randn({40, 12}));
+  NoProgress progress;
+  for (const auto measure : {SimilarityMeasure::kCorrelation, SimilarityMeasure::kCosine}) {
+    const auto all = activation_similarity(models, groups, data, 16, measure,
+                                           Similarity::Scope::kAllPairs, at::kCPU, progress);
+    const auto cross = activation_similarity(models, groups, data, 16, measure,
+                                             Similarity::Scope::kCrossModel, at::kCPU, progress);
+    for (std::size_t g = 0; g < groups.groups.size(); ++g) {
+      const std::int64_t n = groups.groups[g].units;
+      CHECK(at::allclose(cross[g].values[0], all[g].values.narrow(0, 0, n).narrow(1, n, n), 1e-5,
+                         1e-6));
+    }
+  }
+}
+
+TEST_CASE("a group without a tap, or with one that does not hold its units, is named", "[merge]") {
+  std::vector<ScriptModel> models = two_mlps();
+  UnitGroups groups = unit_groups_for(models.front(), "auto");
+  const Dataset data = samples(at::randn({4, 12}));
+  NoProgress progress;
+  const auto collect = [&] {
+    activation_similarity(models, groups, data, 4, SimilarityMeasure::kCorrelation,
+                          Similarity::Scope::kAllPairs, at::kCPU, progress);
+  };
+  groups.groups[1].taps = {"fc1.weight/input"};  // 12 values, no multiple of 14
+  expect_error(ErrorKind::kInput, {"group fc2", "fc1.weight/input", "14 units"}, collect);
+  groups.groups[1].taps.clear();
+  expect_error(ErrorKind::kInput, {"group fc2", "no tap"}, collect);
+}
+
+TEST_CASE("activations that are not finite stop with the tap's name", "[merge]") {
+  std::vector<ScriptModel> models = two_mlps();
+  const UnitGroups groups = unit_groups_for(models.front(), "auto");
+  at::Tensor images = at::randn({4, 12});
+  images[2][3] = std::numeric_limits<float>::infinity();
+  NoProgress progress;
+  expect_error(ErrorKind::kNumeric, {"fc2.weight/input"}, [&] {
+    activation_similarity(models, groups, samples(images), 4, SimilarityMeasure::kCorrelation,
+                          Similarity::Scope::kAllPairs, at::kCPU, progress);
+  });
+}
+
+}  // namespace
+}  // namespace weightsmith
