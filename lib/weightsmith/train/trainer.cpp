@@ -74,12 +74,46 @@ class Run {
     objective_.to(device_);
     state_.config = lasting_config(config);
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
+    for (const auto& path :
+         {config.model.script, config.model.weights, config.objective.embeddings})
+      if (!path.empty()) result_.inputs.push_back(path);
+    for (const Dataset* set : data_.all())
+      result_.inputs.insert(result_.inputs.end(), set->files.begin(), set->files.end());
   }
 
-  TrainResult run(bool resume) {
+  nlohmann::json plan() {
+    const at::NoGradGuard no_grad;
+    model_.train(false);
+    objective_.loss(model_.forward(normalised_batch(data_.train, 0, 1).to(device_)),
+                    data_.train.labels.narrow(0, 0, 1).to(device_));
+    const Loader loader(data_.train, loader_options(config_));
+    const auto views =
+        static_cast<std::int64_t>(std::max<std::size_t>(config_.augmentations.size(), 1));
+    const std::int64_t heads = arena_->heads();
+    std::int64_t images = 0;
+    for (const Dataset* set : data_.all())
+      images += static_cast<std::int64_t>(set->images.nbytes());
+    return {{"dry_run", true},
+            {"parameters", result_.parameters},
+            {"heads", heads},
+            {"training_samples", data_.train.size()},
+            {"validation_samples", data_.validation ? data_.validation->size() : 0},
+            {"test_samples", data_.test ? data_.test->size() : 0},
+            {"batches_per_epoch", loader.batches_per_epoch()},
+            {"steps", config_.epochs * loader.batches_per_epoch() * views},
+            // Weights, momenta and gradients of every head, and the data; activations come on top.
+            {"estimated_memory_bytes", 12 * heads * result_.parameters + images},
+            {"out", config_.out.string()}};
+  }
+
+  TrainResult run(const TrainOptions& options) {
     make_folder(config_.out);
-    if (resume) {
+    if (options.resume) {
       load_newest_checkpoint();
+    } else if (const auto path = newest_checkpoint(config_.out); path && !options.overwrite) {
+      throw Error(ErrorKind::kConfig, config_.out.string(),
+                  fmt::format("holds {} of an unfinished run", path->filename().string()),
+                  "--resume goes on from it, --overwrite begins anew");
     } else {
       remove_checkpoints(config_.out);
     }
@@ -184,8 +218,8 @@ class Run {
   [[noreturn]] void stop() {
     const int signal = stop_requested();
     state_.elapsed_s = std::chrono::duration<double>(Clock::now() - epoch_start_).count();
-    save_checkpoint();
-    throw Interrupted(signal);
+    const auto path = save_checkpoint();
+    throw Interrupted(signal, path.filename().string() + " was written, --resume continues");
   }
 
   void score_epoch(std::int64_t batches) {
@@ -281,7 +315,13 @@ nlohmann::json train_result_json(const TrainResult& r) {
 
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {
   config.validate();
-  return Run(config, options, progress).run(options.resume);
+  return Run(config, options, progress).run(options);
+}
+
+nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& options) {
+  config.validate();
+  NoProgress progress;
+  return Run(config, options, progress).plan();
 }
 
 }  // namespace weightsmith
