@@ -30,6 +30,7 @@ nlohmann::json train_network(const TrainConfig& config, Run& run) {
   options.device = run.settings().device;
   options.resume = run.settings().resume;
   options.trust = run.settings().trust;
+  if (run.settings().dry_run) return train_plan(config, options);
   return train_result_json(train(config, options, run.progress()));
 }
 
