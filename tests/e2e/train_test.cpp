@@ -6,6 +6,7 @@
 #include "support/files.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
+#include "weightsmith/core/progress.h"
 #include "weightsmith/core/sha256.h"
 #include "weightsmith/data/dataset.h"
 #include "weightsmith/eval/evaluation.h"

@@ -323,7 +323,9 @@ int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody&
       summary = flags.print_schema ? schema : run_configured(about, body, flags, schema, progress);
     }
     std::cout << summary.dump(2) << std::endl;
-    if (!std::cout) throw Error(ErrorKind::kOutput, "standard output", "cannot write the summary");
+    if (!std::cout)
+      throw Error(ErrorKind::kOutput, "standard output", "cannot write the summary",
+                  "what the run computed is in its --out");
   });
 }
 
