@@ -99,6 +99,8 @@ void set_up_logging(const Flags& flags) {
   terminal->set_pattern("%v");
   auto logger = std::make_shared<spdlog::logger>("weightsmith", terminal);
   logger->set_level(spdlog::level::debug);
+  // Where a log cannot be written the results cannot either, and that has a message of its own.
+  logger->set_error_handler([](const std::string&) {});
   spdlog::set_default_logger(logger);
 }
 
@@ -140,7 +142,8 @@ at::Device parse_device(const std::string& text) {
 json raw_config(const Flags& flags, OverriddenKeys& overridden) {
   json config = flags.config.empty() ? json::object() : read_json(flags.config);
   if (!config.is_object())
-    throw Error(ErrorKind::kConfig, flags.config, "the configuration must be a JSON object");
+    throw Error(ErrorKind::kConfig, flags.config, "the configuration must be a JSON object",
+                "see --print-schema");
   for (const std::string& assignment : flags.overrides)
     overridden.keys.push_back(apply_override(config, assignment));
   if (flags.out) {
@@ -321,7 +324,9 @@ int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody&
       summary = flags.print_schema ? schema : run_configured(about, body, flags, schema, progress);
     }
     std::cout << summary.dump(2) << std::endl;
-    if (!std::cout) throw Error(ErrorKind::kOutput, "standard output", "cannot write the summary");
+    if (!std::cout)
+      throw Error(ErrorKind::kOutput, "standard output", "cannot write the summary",
+                  "what the run computed is in its --out");
   });
 }
 

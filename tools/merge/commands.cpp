@@ -49,17 +49,19 @@ nlohmann::json run_match(const MatchFlags& flags, Run& run) {
 Command match_command() {
   const auto define = [](CLI::App& app) -> std::function<nlohmann::json(Run&)> {
     auto flags = std::make_shared<MatchFlags>();
+    // CLI11's PositiveNumber spells out the largest double in its message.
+    const CLI::Range count(std::int64_t{1}, std::int64_t{1'000'000}, "1 or more");
     app.add_option("FILE", flags->file, "safetensors file with the similarity matrix `sims` (O, O)")
         ->required();
     app.add_option("--models", flags->models, "Models whose units are stacked in it")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(count);
     app.add_option("--method", flags->method, "align or zip")
         ->capture_default_str()
         ->check(CLI::IsMember({"align", "zip"}));
     app.add_option("--blocks", flags->blocks, "Equal blocks that move as wholes")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(count);
     app.add_option("--reduce", flags->zip.reduce, "zip: share of the stacked units merged away")
         ->capture_default_str();
     app.add_option("--a", flags->zip.a, "zip: factor on a merged cluster's similarities")
@@ -68,7 +70,7 @@ Command match_command() {
         ->capture_default_str();
     app.add_option("--repeat", flags->repeat, "Time the best of K runs")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(count);
     return [flags](Run& run) { return run_match(*flags, run); };
   };
   return {"match", "Match the similarity matrix of a file and print the assignment", define};

@@ -126,7 +126,8 @@ std::string apply_override(json& config, const std::string& assignment) {
                            key.size() < 9;
       if (!numeric || std::stoul(key) >= at->size())
         throw Error(ErrorKind::kConfig, path,
-                    fmt::format("\"{}\" is no index of a list of {} items", key, at->size()));
+                    fmt::format("\"{}\" is no index of a list of {} items", key, at->size()),
+                    "items are counted from 0; set the whole list to add one");
       at = &(*at)[std::stoul(key)];
       key_path += fmt::format("[{}]", key);
     } else {

@@ -13,7 +13,8 @@ std::filesystem::path resolve_path(const std::string& text, const std::filesyste
     if (text.compare(i, 2, "${") == 0) {
       const std::size_t end = text.find('}', i);
       if (end == std::string::npos)
-        throw Error(ErrorKind::kConfig, text, "\"${\" without \"}\" in a path");
+        throw Error(ErrorKind::kConfig, text, "\"${\" without \"}\" in a path",
+                    "a variable is written ${NAME}");
       const std::string name = text.substr(i + 2, end - i - 2);
       const char* value = std::getenv(name.c_str());
       if (value == nullptr)
@@ -29,7 +30,8 @@ std::filesystem::path resolve_path(const std::string& text, const std::filesyste
   if (expanded == "~" || expanded.starts_with("~/")) {
     const char* home = std::getenv("HOME");
     if (home == nullptr)
-      throw Error(ErrorKind::kConfig, text, "\"~\" in a path, but HOME is not set");
+      throw Error(ErrorKind::kConfig, text, "\"~\" in a path, but HOME is not set",
+                  "export HOME=...");
     expanded = home + expanded.substr(1);
   }
   const std::filesystem::path path(expanded);

@@ -108,7 +108,8 @@ void validate_with_valijson(const json& config, const json& schema) {
   if (found.size() > 60) found = found.substr(0, 57) + "...";
   const std::string wanted = rule != nullptr ? allowed(*rule) : "";
   throw Error(ErrorKind::kConfig, path.empty() ? "config" : path,
-              wanted.empty() ? what : fmt::format("found {}, wanted {}", found, wanted));
+              wanted.empty() ? what : fmt::format("found {}", found),
+              wanted.empty() ? "see --print-schema" : fmt::format("wanted {}", wanted));
 }
 
 }  // namespace weightsmith

@@ -62,7 +62,7 @@ nlohmann::json to_config(const DataConfig& config) { return write_fields(config)
 
 void DataConfig::validate(const std::string& key) const {
   const auto require = [&](bool holds, const char* name, std::string_view what,
-                           std::string_view remedy = {}) {
+                           std::string_view remedy = "see --print-schema") {
     if (!holds) throw Error(ErrorKind::kConfig, key + "." + name, what, remedy);
   };
   const bool is_digits = format == Format::kDigits;

@@ -14,12 +14,14 @@
 namespace weightsmith {
 namespace {
 
+constexpr const char* kRemedy = "docs/formats.md says what a group file holds";
+
 /// An object of the file and what to call it in errors.
 struct Object {
   const nlohmann::json& json;
   std::string place;  // "groups.json: group \"conv1\", member 2"
 
-  [[noreturn]] void fail(const std::string& what, const std::string& remedy = "") const {
+  [[noreturn]] void fail(const std::string& what, const std::string& remedy = kRemedy) const {
     throw Error(ErrorKind::kInput, place, what, remedy);
   }
 
@@ -29,7 +31,7 @@ struct Object {
       if (std::find(known.begin(), known.end(), key) != known.end()) continue;
       const std::string nearest = nearest_name(key, known);
       fail(fmt::format("unknown key \"{}\"", key),
-           nearest.empty() ? "" : fmt::format("did you mean \"{}\"?", nearest));
+           nearest.empty() ? kRemedy : fmt::format("did you mean \"{}\"?", nearest));
     }
   }
 
@@ -165,12 +167,17 @@ nlohmann::json unit_groups_to_json(const UnitGroups& groups) {
 
 UnitGroups read_unit_groups(const std::filesystem::path& path) {
   std::ifstream file(path);
-  if (!file) throw Error(ErrorKind::kInput, path.string(), "cannot open the group file");
+  if (!file)
+    throw Error(ErrorKind::kInput, path.string(), "cannot open the group file",
+                "check the path and its permissions");
   nlohmann::json json;
   try {
     json = nlohmann::json::parse(file);
   } catch (const nlohmann::json::parse_error& e) {
-    throw Error(ErrorKind::kInput, path.string(), fmt::format("not JSON: {}", e.what()));
+    // "[json.exception.parse_error.101] parse error at line 3, ..." without its tag
+    const std::string what = e.what();
+    throw Error(ErrorKind::kInput, path.string(),
+                fmt::format("not JSON: {}", what.substr(what.find("] ") + 2)), kRemedy);
   }
   return unit_groups_from_json(json, path.string());
 }
@@ -184,7 +191,7 @@ UnitGroups check_unit_groups(const UnitGroups& groups, const TensorMap& state,
   std::map<std::pair<std::string, std::int64_t>, Stretches> taken;
   for (UnitGroup& group : checked.groups) {
     for (GroupMember& member : group.members) {
-      const auto fail = [&](const std::string& what, const std::string& remedy = "") {
+      const auto fail = [&](const std::string& what, const std::string& remedy = kRemedy) {
         throw Error(ErrorKind::kInput, where,
                     fmt::format("group \"{}\", member \"{}\" axis {}: {}", group.name,
                                 member.parameter, member.axis, what),
@@ -194,7 +201,7 @@ UnitGroups check_unit_groups(const UnitGroups& groups, const TensorMap& state,
       if (it == state.end()) {
         const std::string nearest = nearest_name(member.parameter, known);
         fail("the network has no such parameter",
-             nearest.empty() ? "" : fmt::format("did you mean \"{}\"?", nearest));
+             nearest.empty() ? kRemedy : fmt::format("did you mean \"{}\"?", nearest));
       }
       if (member.axis < 0 || member.axis >= it->second.dim())
         fail(fmt::format("the parameter has {} dimensions", it->second.dim()));

@@ -56,8 +56,8 @@ namespace {
 
 [[noreturn]] void fail_option(const std::string& key, const std::string& seen,
                               const std::string& wanted) {
-  throw Error(ErrorKind::kConfig, "options." + key,
-              fmt::format("expected {}, found {}", wanted, seen));
+  throw Error(ErrorKind::kConfig, "options." + key, fmt::format("found {}", seen),
+              "expected " + wanted);
 }
 
 void check_count(const std::string& key, std::int64_t value) {

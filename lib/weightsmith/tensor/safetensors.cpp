@@ -101,7 +101,8 @@ class HeaderReader {
     return parsed;
   }
 
-  [[noreturn]] void fail(const std::string& what, const char* remedy = "") const {
+  [[noreturn]] void fail(const std::string& what,
+                         const char* remedy = "copy or make the file again") const {
     throw Error(ErrorKind::kInput, path_.string(), what, remedy);
   }
   [[noreturn]] void fail_tensor(const std::string& name, const std::string& what) const {

@@ -89,7 +89,7 @@ nlohmann::json to_config(const TrainConfig& c) { return write_fields(c); }
 
 void TrainConfig::validate() const {
   const auto require = [](bool holds, const char* key, std::string_view what,
-                          std::string_view remedy = {}) {
+                          std::string_view remedy = "see --print-schema") {
     if (!holds) throw Error(ErrorKind::kConfig, key, what, remedy);
   };
   require(!model.script.empty() || !model.builtin.empty(), "model", "missing",

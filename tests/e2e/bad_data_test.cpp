@@ -1,0 +1,99 @@
+// What the tools say of data that cannot be used.
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+
+#include "support/files.h"
+#include "support/temporary_folder.h"
+#include "tools.h"
+#include "weightsmith/tensor/safetensors.h"
+
+using namespace weightsmith;
+using namespace weightsmith::testing;
+using nlohmann::json;
+
+namespace {
+
+/// Trains on `data`, which must fail and leave nothing half-written behind.
+void check_refused(const TemporaryFolder& folder, const json& data, int code,
+                   const std::vector<std::string>& parts) {
+  INFO(data);
+  json config = small_training();
+  config["data"] = {{"train", data}};
+  const std::string out = (folder / "out").string();
+  check_failure(lookaround_train({"--config", write_config(folder / "train.json", config), "--out",
+                                  out, "--quiet"}),
+                "lookaround-train", code, parts);
+  check_nothing_half_written(out);
+}
+
+json tensors(const std::string& path) { return {{"format", "tensors"}, {"path", path}}; }
+
+}  // namespace
+
+TEST_CASE("data files that cannot be used end with 3 and the file's name") {
+  const TemporaryFolder folder;
+  check_refused(folder, tensors("none.safetensors"), 3,
+                {(folder / "none.safetensors").string(), "no such file"});
+
+  const at::Tensor images = at::rand({12, 1, 8, 8});
+  const at::Tensor labels = at::arange(12, at::kLong).remainder(10);
+  write_safetensors(folder / "unlabelled.safetensors", {{"images", images}});
+  check_refused(folder, tensors("unlabelled.safetensors"), 3, {"unlabelled.safetensors", "labels"});
+  write_safetensors(folder / "fewer.safetensors",
+                    {{"images", images}, {"labels", labels.narrow(0, 0, 11)}});
+  check_refused(folder, tensors("fewer.safetensors"), 3,
+                {"fewer.safetensors", "12 images", "11 labels"});
+  write_safetensors(folder / "small.safetensors",
+                    {{"images", at::rand({12, 1, 7, 7})}, {"labels", labels}});
+  check_refused(folder, tensors("small.safetensors"), 3, {"mlp", "49", "64"});
+
+  write_safetensors(folder / "whole.safetensors", {{"images", images}, {"labels", labels}});
+  const std::string whole = read_bytes(folder / "whole.safetensors");
+  write_bytes(folder / "short.safetensors", whole.substr(0, whole.size() - 5));
+  check_refused(folder, tensors("short.safetensors"), 3,
+                {"short.safetensors", "truncated", "3168", "3163"});
+  write_bytes(folder / "text.safetensors", "label,image\n");
+  check_refused(folder, tensors("text.safetensors"), 3, {"text.safetensors", "safetensors"});
+}
+
+TEST_CASE("data folders that cannot be used end with 3 and the file's name") {
+  const TemporaryFolder folder;
+  check_refused(folder, {{"format", "cifar10"}, {"path", "nowhere"}}, 3, {"nowhere", "data_batch"});
+  for (const char* name : {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
+                           "data_batch_4.bin", "data_batch_5.bin", "test_batch.bin"})
+    write_bytes(folder / name, std::string(3073 + 100, '\1'));
+  check_refused(folder, {{"format", "cifar10"}, {"path", "."}, {"split", "train"}}, 3,
+                {"data_batch_1.bin", "3173", "3073"});
+  check_refused(folder, {{"format", "idx"}, {"path", "."}, {"split", "train"}}, 3,
+                {"train-images", folder.path().string()});
+  write_bytes(
+      folder / "train-images-idx3-ubyte",
+      std::string("\0\0\x08\x03\0\0\0\x02\0\0\0\x08\0\0\0\x08", 16) + std::string(100, 'x'));
+  write_bytes(folder / "train-labels-idx1-ubyte", std::string("\0\0\x08\x01\0\0\0\x02\1\2", 10));
+  check_refused(folder, {{"format", "idx"}, {"path", "."}, {"split", "train"}}, 3,
+                {"train-images-idx3-ubyte", "116", "144"});
+}
+
+TEST_CASE("selections that data cannot meet are refused") {
+  const TemporaryFolder folder;
+  check_refused(folder, {{"classes", {3, 12}}}, 3, {"12"});
+  check_refused(folder, {{"path", "x"}}, 2, {"data.train.path"});
+  check_refused(folder, {{"std", 0}}, 2, {"data.train.std"});
+  check_refused(folder, {{"mean", {1, 2, 3}}}, 3, {"mean", "3"});
+}
+
+TEST_CASE("embeddings that do not fit the classes or the network are refused") {
+  const TemporaryFolder folder;
+  json config = small_training();
+  config["objective"] = {{"type", "embedding"}, {"embeddings", "classes.safetensors"}};
+  const std::string file = write_config(folder / "train.json", config);
+  const std::string out = (folder / "out").string();
+  const auto train = [&] { return lookaround_train({"--config", file, "--out", out, "--quiet"}); };
+  check_failure(train(), "lookaround-train", 3, {"classes.safetensors", "no such file"});
+  write_safetensors(folder / "classes.safetensors", {{"embeddings", at::rand({9, 10})}});
+  check_failure(train(), "lookaround-train", 3, {"classes.safetensors", "9", "10"});
+  write_safetensors(folder / "classes.safetensors", {{"embeddings", at::rand({10, 12})}});
+  check_failure(train(), "lookaround-train", 3, {"10", "12"});
+  check_nothing_half_written(out);
+}

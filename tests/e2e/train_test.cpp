@@ -1,0 +1,168 @@
+// lookaround-train from configuration to network.
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+
+#include "support/files.h"
+#include "support/temporary_folder.h"
+#include "tools.h"
+#include "weightsmith/core/progress.h"
+#include "weightsmith/core/sha256.h"
+#include "weightsmith/data/dataset.h"
+#include "weightsmith/eval/evaluation.h"
+#include "weightsmith/eval/objective.h"
+#include "weightsmith/model/script_model.h"
+#include "weightsmith/tensor/safetensors.h"
+
+using namespace weightsmith;
+using namespace weightsmith::testing;
+using nlohmann::json;
+
+namespace {
+
+/// The first network of a pair with disjoint classes and one output space.
+json embedding_training(const std::vector<int>& classes) {
+  json config = small_training();
+  config["model"] = {{"builtin", "convnet"}, {"options", {{"width", 4}, {"outputs", 16}}}};
+  config["data"]["train"]["classes"] = classes;
+  config["data"]["test"]["classes"] = classes;
+  config["objective"] = {
+      {"type", "embedding"}, {"embeddings", {{"random", 16}, {"seed", 0}}}, {"candidates", "data"}};
+  return config;
+}
+
+}  // namespace
+
+TEST_CASE("training two networks on a split of the classes") {
+  const TemporaryFolder folder;
+  for (const auto& classes : {std::vector{0, 1, 2, 3, 4}, std::vector{5, 6, 7, 8, 9}}) {
+    const json config = embedding_training(classes);
+    const std::string file = write_config(folder / "train.json", config);
+    const auto out = folder / std::to_string(classes.front());
+    const json summary =
+        summary_of(lookaround_train({"--config", file, "--out", out.string(), "--quiet"}));
+    CHECK(summary == json::parse(read_bytes(out / "results.json")));
+    CHECK(summary["epochs"] == 2);
+    CHECK(files_under(out) == std::vector<std::string>{"checkpoint-000001-00000000.safetensors",
+                                                       "checkpoint-000002-00000000.safetensors",
+                                                       "config.json", "log.txt", "metrics.jsonl",
+                                                       "model.pt", "model.safetensors",
+                                                       "results.json", "run.json"});
+
+    // The archive is the network that the summary speaks of, and the safetensors file is its state.
+    ScriptModel model = load_archive(out / "model.pt");
+    CHECK(model.metadata().at("builtin") == "convnet");
+    const TensorMap weights = read_safetensors(out / "model.safetensors").tensors;
+    REQUIRE(weights.size() == model.state_dict().size());
+    for (const auto& [name, tensor] : model.state_dict())
+      CHECK(at::equal(tensor, weights.at(name)));
+    DataConfig data;
+    data.split = DataConfig::Split::kTest;
+    data.limit = 100;
+    data.classes.assign(classes.begin(), classes.end());
+    const Dataset test = load_dataset(data);
+    ObjectiveConfig objective;
+    objective.type = ObjectiveConfig::Type::kEmbedding;
+    objective.random_embeddings = RandomEmbeddings{16, 0, 0.0};
+    NoProgress progress;
+    const Evaluation evaluation = evaluate(
+        model, test, Objective(objective, 10).restricted_to(classes_in(test)), {}, progress);
+    CHECK(evaluation.accuracy == summary["test"]["accuracy"]);
+    CHECK(evaluation.loss == Approx(summary["test"]["loss"].get<double>()).epsilon(1e-5));
+
+    const json run = json::parse(read_bytes(out / "run.json"));
+    CHECK(run["tool"] == "lookaround-train");
+    CHECK(run["inputs_sha256"][file] == sha256_of_file(file));
+    CHECK(run["phases_s"]["train"].get<double>() > 0);
+    CHECK(run["wall_s"].get<double>() >= run["phases_s"]["train"].get<double>());
+    CHECK(run["peak_memory_bytes"].get<double>() > 1e7);
+    CHECK(run["threads"] == 1);
+    CHECK(run["seed"] == 0);
+    for (const char* key :
+         {"version", "git_revision", "libtorch_version", "device", "host", "started"})
+      CHECK_FALSE(run[key].get<std::string>().empty());
+  }
+}
+
+TEST_CASE("one seed gives one network, and the resolved configuration replays it") {
+  const TemporaryFolder folder;
+  const std::string file = write_config(folder / "train.json", small_training());
+  const auto train = [&](const std::string& config, const std::string& out,
+                         const std::string& seed) {
+    summary_of(lookaround_train(
+        {"--config", config, "--out", (folder / out).string(), "--seed", seed, "--quiet"}));
+    return read_bytes(folder / out / "model.safetensors");
+  };
+  const std::string first = train(file, "first", "3");
+  CHECK(train(file, "again", "3") == first);
+  CHECK(train(file, "other", "4") != first);
+  CHECK(train((folder / "first" / "config.json").string(), "replayed", "3") == first);
+  CHECK(read_bytes(folder / "first" / "model.pt") == read_bytes(folder / "again" / "model.pt"));
+
+  // What --print-config shows is the same as what the run wrote beside its results.
+  const json printed = summary_of(lookaround_train(
+      {"--config", file, "--out", (folder / "first").string(), "--seed", "3", "--print-config"}));
+  CHECK(printed == json::parse(read_bytes(folder / "first" / "config.json")));
+}
+
+TEST_CASE("a finished run is refused, reused or replaced") {
+  const TemporaryFolder folder;
+  const std::string file = write_config(folder / "train.json", small_training());
+  const std::string out = (folder / "out").string();
+  const auto train = [&](std::vector<std::string> more) {
+    std::vector<std::string> arguments{"--config", file, "--out", out, "--quiet"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return lookaround_train(arguments);
+  };
+  const json first = summary_of(train({}));
+  const auto written = [&] {
+    return std::filesystem::last_write_time(folder / "out" / "model.pt");
+  };
+  const auto when = written();
+
+  check_failure(train({}), "lookaround-train", 2, {out, "finished run", "--resume", "--overwrite"});
+  CHECK(summary_of(train({"--resume"})) == first);
+  check_failure(train({"--resume", "--set", "optimizer.lr=0.2"}), "lookaround-train", 2,
+                {out, "optimizer.lr", "--overwrite"});
+  CHECK(written() == when);
+
+  const json second = summary_of(train({"--overwrite", "--set", "epochs=1"}));
+  CHECK(second["epochs"] == 1);
+  CHECK(written() != when);
+  CHECK(json::parse(read_bytes(folder / "out" / "results.json")) == second);
+  CHECK_FALSE(std::filesystem::exists(folder / "out" / "checkpoint-000002-00000000.safetensors"));
+}
+
+TEST_CASE("a dry run of the trainer checks, plans and writes nothing") {
+  const TemporaryFolder folder;
+  const std::string file = write_config(folder / "train.json", small_training());
+  const std::string out = (folder / "out").string();
+  const json plan =
+      summary_of(lookaround_train({"--config", file, "--out", out, "--dry-run", "--quiet"}));
+  CHECK(plan["dry_run"] == true);
+  CHECK(plan["parameters"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10);
+  CHECK(plan["train_samples"] == 200);
+  CHECK(plan["test_samples"] == 100);
+  CHECK(plan["batches_per_epoch"] == 7);
+  CHECK(plan["steps"] == 7 * 2 * 3);
+  CHECK(plan["estimated_memory_bytes"].get<double>() > 0);
+  CHECK_FALSE(std::filesystem::exists(out));
+
+  check_failure(lookaround_train({"--config", file, "--out", out, "--dry-run", "--quiet", "--set",
+                                  "model.options.inputs=63"}),
+                "lookaround-train", 3, {"mlp", "64"});
+  check_failure(lookaround_train({"--config", file, "--out", out, "--dry-run", "--quiet", "--set",
+                                  "model.options.outputs=7"}),
+                "lookaround-train", 3, {"7", "10"});
+  CHECK_FALSE(std::filesystem::exists(out));
+}
+
+TEST_CASE("a loss that is not finite ends training with 5") {
+  const TemporaryFolder folder;
+  const std::string file = write_config(folder / "train.json", small_training());
+  const std::string out = (folder / "out").string();
+  check_failure(lookaround_train({"--config", file, "--out", out, "--quiet", "--set",
+                                  "optimizer.lr=1e30", "--set", "schedule.warmup_epochs=0"}),
+                "lookaround-train", 5, {"the loss is", "epoch 1", "optimizer.lr"});
+  check_nothing_half_written(out);
+}
