@@ -28,15 +28,10 @@ nlohmann::json train_network(const TrainConfig& config, Run& run) {
   options.resume = run.settings().resume;
   options.overwrite = run.settings().overwrite;
   options.trust = run.settings().trust;
-<<<<<<< HEAD
   if (run.settings().dry_run) return training_plan(config, options);
   const TrainResult result = train(config, options, run.progress());
   for (const auto& path : result.inputs) run.record().add_input(path);
   return train_result_json(result);
-=======
-  if (run.settings().dry_run) return train_plan(config, options);
-  return train_result_json(train(config, options, run.progress()));
->>>>>>> e2e
 }
 
 }  // namespace

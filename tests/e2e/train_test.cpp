@@ -141,7 +141,7 @@ TEST_CASE("a dry run of the trainer checks, plans and writes nothing") {
       summary_of(lookaround_train({"--config", file, "--out", out, "--dry-run", "--quiet"}));
   CHECK(plan["dry_run"] == true);
   CHECK(plan["parameters"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10);
-  CHECK(plan["train_samples"] == 200);
+  CHECK(plan["training_samples"] == 200);
   CHECK(plan["test_samples"] == 100);
   CHECK(plan["batches_per_epoch"] == 7);
   CHECK(plan["steps"] == 7 * 2 * 3);

@@ -82,7 +82,6 @@ class Run {
   }
 
   nlohmann::json plan() {
-<<<<<<< HEAD
     const at::NoGradGuard no_grad;
     model_.train(false);
     objective_.loss(model_.forward(normalised_batch(data_.train, 0, 1).to(device_)),
@@ -90,47 +89,19 @@ class Run {
     const Loader loader(data_.train, loader_options(config_));
     const auto views =
         static_cast<std::int64_t>(std::max<std::size_t>(config_.augmentations.size(), 1));
-    const std::int64_t heads = arena_->heads();
-    std::int64_t images = 0;
-    for (const Dataset* set : data_.all())
-      images += static_cast<std::int64_t>(set->images.nbytes());
     return {{"dry_run", true},
             {"parameters", result_.parameters},
-            {"heads", heads},
+            {"heads", arena_->heads()},
             {"training_samples", data_.train.size()},
             {"validation_samples", data_.validation ? data_.validation->size() : 0},
             {"test_samples", data_.test ? data_.test->size() : 0},
             {"batches_per_epoch", loader.batches_per_epoch()},
             {"steps", config_.epochs * loader.batches_per_epoch() * views},
-            // Weights, momenta and gradients of every head, and the data; activations come on top.
-            {"estimated_memory_bytes", 12 * heads * result_.parameters + images},
+            {"estimated_memory_bytes", estimated_bytes()},
             {"out", config_.out.string()}};
   }
 
   TrainResult run(const TrainOptions& options) {
-=======
-    Loader loader(data_.train, loader_options(config_));
-    const Batch batch = loader.next();
-    const std::int64_t few = std::min<std::int64_t>(2, batch.labels.size(0));
-    const at::NoGradGuard no_grad;
-    for (const at::Tensor& view : batch.views)
-      objective_.loss(model_.forward(view.narrow(0, 0, few).to(device_)),
-                      batch.labels.narrow(0, 0, few).to(device_));
-    const auto views = static_cast<std::int64_t>(batch.views.size());
-    nlohmann::json plan = {{"dry_run", true},
-                           {"parameters", result_.parameters},
-                           {"train_samples", data_.train.size()},
-                           {"batches_per_epoch", loader.batches_per_epoch()},
-                           {"steps", config_.epochs * loader.batches_per_epoch() * views},
-                           {"estimated_memory_bytes", estimated_bytes()},
-                           {"out", config_.out.string()}};
-    if (data_.validation) plan["validation_samples"] = data_.validation->size();
-    if (data_.test) plan["test_samples"] = data_.test->size();
-    return plan;
-  }
-
-  TrainResult run(bool resume) {
->>>>>>> e2e
     make_folder(config_.out);
     if (options.resume) {
       load_newest_checkpoint();
@@ -149,14 +120,12 @@ class Run {
  private:
   using Clock = std::chrono::steady_clock;
 
-  /// Heads, their momenta, one gradient and one average, and the data.
+  /// Heads, their momenta, one gradient and one average, and the data; activations come on top.
   std::int64_t estimated_bytes() const {
     const bool lookaround = config_.method.type == MethodConfig::Type::kLookaround;
     const std::int64_t copies = 2 * (lookaround ? config_.method.heads : 1) + 2;
     auto bytes = copies * result_.parameters * static_cast<std::int64_t>(sizeof(float));
-    for (const Dataset* set : {&data_.train, data_.validation ? &*data_.validation : nullptr,
-                               data_.test ? &*data_.test : nullptr})
-      if (set != nullptr) bytes += static_cast<std::int64_t>(set->images.nbytes());
+    for (const Dataset* set : data_.all()) bytes += static_cast<std::int64_t>(set->images.nbytes());
     return bytes;
   }
 
@@ -346,12 +315,6 @@ nlohmann::json train_result_json(const TrainResult& r) {
   if (r.resumed_from)
     json["resumed_from"] = {{"epoch", r.resumed_from->epoch}, {"batch", r.resumed_from->batch}};
   return json;
-}
-
-nlohmann::json train_plan(const TrainConfig& config, const TrainOptions& options) {
-  config.validate();
-  NoProgress progress;
-  return Run(config, options, progress).plan();
 }
 
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {

@@ -23,12 +23,6 @@ struct TrainOptions {
   bool trust = false;      ///< load a script that inspection would refuse
 };
 
-/// What train would do with this configuration: `parameters`, samples of each set,
-/// `batches_per_epoch`, `steps`, and `estimated_memory_bytes` without activations. Loads network
-/// and data and passes the first samples through every pipeline and the network, so that what does
-/// not fit shows; writes nothing. Throws as train does.
-nlohmann::json train_plan(const TrainConfig& config, const TrainOptions& options);
-
 struct TrainResult {
   std::int64_t epochs = 0;
   std::int64_t steps = 0;       ///< base steps, of all heads together
