@@ -19,19 +19,19 @@ const ToolAbout kAbout{
     "on its own\n"
     "augmentation of the same samples, then they are averaged; repeat (Zhang et al., \"Lookaround "
     "Optimizer: k steps\n"
-    "around, 1 step average\", NeurIPS 2023). Also trains the methods it is compared with, at "
-    "equal compute.",
+    "around, 1 step average\", NeurIPS 2023). Also trains with SGD at equal compute.",
     "lookaround-train --config train.json --set method.heads=3 --out runs/lookaround"};
 
 nlohmann::json train_network(const TrainConfig& config, Run& run) {
-  for (const auto& path : {config.model.script, config.model.weights})
-    if (!path.empty()) run.record().add_input(path);
   TrainOptions options;
   options.device = run.settings().device;
   options.resume = run.settings().resume;
+  options.overwrite = run.settings().overwrite;
   options.trust = run.settings().trust;
-  if (run.settings().dry_run) return train_plan(config, options);
-  return train_result_json(train(config, options, run.progress()));
+  if (run.settings().dry_run) return training_plan(config, options);
+  const TrainResult result = train(config, options, run.progress());
+  for (const auto& path : result.inputs) run.record().add_input(path);
+  return train_result_json(result);
 }
 
 }  // namespace

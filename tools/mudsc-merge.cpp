@@ -1,6 +1,6 @@
 // mudsc-merge: merge networks that were trained separately into one, without training.
 //
-//   mudsc-merge --config configs/mudsc-merge/digits.json --set balance=0.7 --out runs/merged
+//   mudsc-merge --config merge.json --set balance=0.7 --out runs/merged
 //
 // Xu, Yuan, Wang, Sun, Zhang, Xu: "Training-Free Pretrained Model Merging", CVPR 2024.
 

@@ -21,6 +21,7 @@ class Run {
     int threads = 1;
     std::uint64_t seed = 0;
     bool resume = false;
+    bool overwrite = false;
     bool dry_run = false;
     bool trust = false;
   };

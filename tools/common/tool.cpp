@@ -203,6 +203,7 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
   settings.seed = static_cast<std::uint64_t>(config.value("seed", std::int64_t{0}));
   settings.resume = flags.resume;
   settings.dry_run = flags.dry_run;
+  settings.overwrite = flags.overwrite;
   settings.trust = flags.trust;
   if (settings.out.empty())
     throw Error(ErrorKind::kConfig, "out", "no folder for the results", "--out DIR");
@@ -251,7 +252,7 @@ int guarded(const ToolAbout& about, const Flags& flags, const std::function<void
     complain(e.what());
     return e.exit_code();
   } catch (const Interrupted& e) {
-    spdlog::error("{}: {}; what was computed is saved, --resume continues", about.name, e.what());
+    spdlog::error("{}: {}", about.name, e.what());
     return 128 + e.signal();
   } catch (const c10::Error& e) {
     const std::string what = e.what_without_backtrace();

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "weightsmith/core/atomic_file.h"
+#include "weightsmith/match/zip.h"
 #include "weightsmith/report/table.h"
 #include "weightsmith/tensor/safetensors.h"
 
@@ -35,6 +36,24 @@ void MergeRun::load_models() {
 void MergeRun::derive_unit_groups() {
   groups_ = unit_groups_for(models_.front(), config_.groups);
   if (config_.groups != "auto") run_.record().add_input(config_.groups);
+  check_zip_keeps_widths();
+}
+
+void MergeRun::check_zip_keeps_widths() const {
+  const auto variants = config_.variants();
+  if (std::none_of(variants.begin(), variants.end(),
+                   [](const MergeVariant& v) { return v.method == MergeMethod::kZip; }))
+    return;
+  const auto models = static_cast<std::int64_t>(models_.size());
+  for (const UnitGroup& group : groups_.groups) {
+    const std::int64_t slots =
+        zip_slots(models, group.units, group.blocks, config_.zip.reduce_for(models));
+    if (slots == group.units) continue;
+    throw Error(
+        ErrorKind::kConfig, "zip.reduce",
+        fmt::format("group {} of {} units would become {} wide", group.name, group.units, slots),
+        "leave it out to keep the width");
+  }
 }
 
 void MergeRun::load_data() {
@@ -54,7 +73,16 @@ void MergeRun::load_data() {
     loaded.options.device = run_.settings().device;
     classes = std::max(classes, loaded.data.classes);
   }
+  const auto note_files = [this](const Dataset& data) {
+    if (run_.settings().dry_run) return;
+    for (const auto& path : data.files) run_.record().add_input(path);
+  };
+  if (activation_data_) note_files(*activation_data_);
+  if (normalization_data_) note_files(*normalization_data_);
+  for (const EvaluationData& set : sets_) note_files(set.data);
   if (sets_.empty()) return;
+  const auto& embeddings = config_.evaluation.objective.embeddings;
+  if (!embeddings.empty()) run_.record().add_input(embeddings);
   Objective objective(config_.evaluation.objective, classes);
   objective.to(run_.settings().device);
   for (std::size_t s = 0; s < sets_.size(); ++s) {
@@ -78,8 +106,10 @@ json MergeRun::plan() const {
   const auto models = static_cast<std::int64_t>(models_.size());
   for (const UnitGroup& group : groups_.groups) {
     units += group.units;
-    const std::int64_t stacked = models * group.units;
-    similarity_bytes += stacked * stacked * 12;  // accumulated in double, kept in float32
+    const std::int64_t pairs =
+        similarity_scope() == Similarity::Scope::kAllPairs ? models * models : models - 1;
+    similarity_bytes +=
+        pairs * group.units * group.units * 12;  // accumulated in double, kept in float32
   }
   json labels = json::array();
   for (const MergeVariant& variant : config_.variants()) labels.push_back(variant.label());
@@ -119,14 +149,9 @@ void MergeRun::reset_originals() {
 
 void MergeRun::collect_activations() {
   if (!needs_activations()) return;
-  const auto variants = config_.variants();
-  const bool zips = std::any_of(variants.begin(), variants.end(), [](const MergeVariant& v) {
-    return v.method == MergeMethod::kZip;
-  });
-  activation_ = activation_similarity(
-      models_, groups_, *activation_data_, config_.activations.batch_size, config_.similarity,
-      zips ? Similarity::Scope::kAllPairs : Similarity::Scope::kCrossModel, run_.settings().device,
-      run_.progress());
+  activation_ = activation_similarity(models_, groups_, *activation_data_,
+                                      config_.activations.batch_size, config_.similarity,
+                                      similarity_scope(), run_.settings().device, run_.progress());
 }
 
 MatchResult MergeRun::match(const MergeVariant& variant) {
@@ -140,16 +165,8 @@ MatchResult MergeRun::match(const MergeVariant& variant) {
 
 ScriptModel MergeRun::apply(const MatchResult& matched) {
   const Phase phase(run_.progress(), "apply");
-  for (std::size_t g = 0; g < groups_.groups.size(); ++g) {
-    const Matching& matching = matched.matchings[g];
-    if (matching.slots != matching.units)
-      throw Error(ErrorKind::kConfig, "zip.reduce",
-                  fmt::format("group {} of {} units would become {} wide", groups_.groups[g].name,
-                              matching.units, matching.slots),
-                  fmt::format("{} keeps the width of {} models",
-                              1.0 - 1.0 / static_cast<double>(matching.models), matching.models));
-  }
   ScriptModel merged = models_.front().clone();
+  merged.metadata().erase("training");  // of the first model alone
   merged.load_state(merge_states(states_of(models_).models, groups_, matched.matchings),
                     "merged weights");
   return merged;
@@ -215,6 +232,14 @@ bool MergeRun::needs_activations() const {
   return std::any_of(variants.begin(), variants.end(), [](const MergeVariant& v) {
     return v.method != MergeMethod::kAverage && v.space != MergeSpace::kWeight;
   });
+}
+
+Similarity::Scope MergeRun::similarity_scope() const {
+  const auto variants = config_.variants();
+  return std::any_of(variants.begin(), variants.end(),
+                     [](const MergeVariant& v) { return v.method == MergeMethod::kZip; })
+             ? Similarity::Scope::kAllPairs
+             : Similarity::Scope::kCrossModel;
 }
 
 const Dataset& MergeRun::normalization_data() const {

@@ -56,6 +56,10 @@ class MergeRun {
   using Scores = std::vector<Evaluation>;  // one a set
 
   bool needs_activations() const;
+  /// All pairs as soon as one variant zips; they hold what align needs.
+  Similarity::Scope similarity_scope() const;
+  /// A merged layer of another width would need another network.
+  void check_zip_keeps_widths() const;
   const Dataset& normalization_data() const;
   Scores scores_of(const std::vector<ScriptModel*>& models);
   nlohmann::json scores_json(const Scores& scores) const;

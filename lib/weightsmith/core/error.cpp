@@ -22,8 +22,10 @@ std::string one_line(std::string_view where, std::string_view what, std::string_
 Error::Error(ErrorKind kind, std::string_view where, std::string_view what, std::string_view remedy)
     : std::runtime_error(one_line(where, what, remedy)), kind_(kind) {}
 
-Interrupted::Interrupted(int signal)
-    : std::runtime_error(fmt::format("stopped by signal {}", signal)), signal_(signal) {}
+Interrupted::Interrupted(int signal, std::string_view saved)
+    : std::runtime_error(saved.empty() ? fmt::format("stopped by signal {}", signal)
+                                       : fmt::format("stopped by signal {}: {}", signal, saved)),
+      signal_(signal) {}
 
 void fail_check(const char* condition, const char* file, int line, std::string_view detail) {
   const std::string_view path(file);

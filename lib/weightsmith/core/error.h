@@ -31,10 +31,10 @@ class Error : public std::runtime_error {
 };
 
 /// Ends a run that was asked to stop; `signal` is SIGINT, SIGTERM or SIGUSR1 (exit code 128 +
-/// signal). Thrown at a point where everything computed so far has been written.
+/// signal). `saved` says what was written to go on from; nothing is ever left half-written.
 class Interrupted : public std::runtime_error {
  public:
-  explicit Interrupted(int signal);
+  explicit Interrupted(int signal, std::string_view saved = {});
   int signal() const { return signal_; }
 
  private:

@@ -30,6 +30,7 @@ Samples read_cifar10(const fs::path& folder, DataConfig::Split split) {
   const fs::path base = is_parent ? folder / "cifar-10-batches-bin" : folder;
   std::vector<at::Tensor> images;
   std::vector<at::Tensor> labels;
+  std::vector<fs::path> files;
   for (const std::string& name : names) {
     const fs::path path = base / name;
     const std::string bytes = read_text(path);
@@ -52,10 +53,11 @@ Samples read_cifar10(const fs::path& folder, DataConfig::Split split) {
       file_labels.data_ptr<std::int64_t>()[i] = label;
       std::memcpy(file_images.data_ptr<std::uint8_t>() + i * kPixels, record + 1, kPixels);
     }
+    files.push_back(path);
     images.push_back(file_images);
     labels.push_back(file_labels);
   }
-  return {at::cat(images), at::cat(labels)};
+  return {at::cat(images), at::cat(labels), std::move(files)};
 }
 
 }  // namespace weightsmith::formats

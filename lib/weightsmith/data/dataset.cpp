@@ -46,6 +46,7 @@ Dataset load_digits(Split split) {
   dataset.labels = all.labels.slice(0, begin, end);
   dataset.classes = 10;
   dataset.where = std::string("digits") + split_name(split);
+  dataset.files = std::move(all.files);
   return dataset;
 }
 
@@ -90,6 +91,7 @@ Dataset load_tensors(const std::filesystem::path& path) {
       fail(fmt::format("metadata classes = \"{}\", expected a number of at least {}", text, seen),
            "it counts the classes of the whole label space");
   }
+  dataset.files = {path};
   return dataset;
 }
 
@@ -106,6 +108,7 @@ Dataset load_split(const DataConfig& config) {
   dataset.labels = std::move(samples.labels);
   dataset.classes = config.format == Format::kCifar10 ? 10 : largest_label_plus_one(dataset.labels);
   dataset.where = config.path.string() + split_name(config.split);
+  dataset.files = std::move(samples.files);
   return dataset;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@ struct Dataset {
   std::int64_t classes = 0;       ///< of the whole label space, whatever was selected
   std::vector<double> mean, std;  ///< of the normalisation: one a channel, one for all, or empty
   std::string where;              ///< names the set in errors
+  std::vector<std::filesystem::path> files;  ///< that it was read from
 
   std::int64_t size() const { return labels.size(0); }
 };

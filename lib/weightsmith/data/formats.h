@@ -6,14 +6,16 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <vector>
 
 #include "weightsmith/data/data_config.h"
 
 namespace weightsmith::formats {
 
 struct Samples {
-  at::Tensor images;  ///< (N, C, H, W) uint8
-  at::Tensor labels;  ///< (N) int64
+  at::Tensor images;                         ///< (N, C, H, W) uint8
+  at::Tensor labels;                         ///< (N) int64
+  std::vector<std::filesystem::path> files;  ///< that were read
 };
 
 /// The official binary version of CIFAR-10 in `folder` (or in its `cifar-10-batches-bin`).

@@ -99,7 +99,7 @@ Samples read_idx(const fs::path& images_path, const fs::path& labels_path) {
                             images_path.string()),
                 "the files belong to different sets");
   if (images.dim() == 3) images = images.unsqueeze(1);
-  return {images, labels.to(at::kLong)};
+  return {images, labels.to(at::kLong), {images_path, labels_path}};
 }
 
 Samples read_mnist(const fs::path& folder, DataConfig::Split split) {
@@ -114,7 +114,10 @@ Samples read_mnist(const fs::path& folder, DataConfig::Split split) {
   if (train.images.sizes().slice(1) != test.images.sizes().slice(1))
     throw Error(ErrorKind::kInput, folder.string(), "training and test images differ in size",
                 "the files belong to different sets");
-  return {at::cat({train.images, test.images}), at::cat({train.labels, test.labels})};
+  std::vector<fs::path> files = train.files;
+  files.insert(files.end(), test.files.begin(), test.files.end());
+  return {at::cat({train.images, test.images}), at::cat({train.labels, test.labels}),
+          std::move(files)};
 }
 
 }  // namespace weightsmith::formats

@@ -21,6 +21,11 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 std::int64_t rounded_down(double x) { return static_cast<std::int64_t>(std::floor(x + 1e-4)); }
 
+/// Clusters that `stacked` units are zipped down to.
+std::int64_t kept_of(std::int64_t stacked, double reduce) {
+  return rounded_down(static_cast<double>(stacked) * (1.0 - reduce));
+}
+
 /// How many merges inside one part (a model, a block of a model) are still allowed. A budget of 0
 /// closes after its first merge, not before.
 struct Budget {
@@ -207,6 +212,11 @@ void check_zip_options(const ZipOptions& options, std::string_view where) {
     fail("b_block", options.b_block, "at least 0");
 }
 
+std::int64_t zip_slots(std::int64_t models, std::int64_t units, std::int64_t blocks,
+                       double reduce) {
+  return blocks * kept_of(models * (units / blocks), reduce);
+}
+
 Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64_t blocks,
              std::string_view where) {
   check_zip_options(options, where);
@@ -225,13 +235,12 @@ Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64
   if (stacked == 0) return identity_matching(models, n);
   const std::int64_t q = n / blocks;  // units of a block; of a model without blocks
   const std::int64_t set = models * q;
-  const std::int64_t kept = rounded_down(static_cast<double>(set) * (1.0 - options.reduce));
+  const std::int64_t kept = kept_of(set, options.reduce);
   if (kept < 1)
     throw Error(ErrorKind::kConfig, where,
                 fmt::format("reduce {} leaves none of {} units", options.reduce, set),
                 "lower the zip option reduce; 1 - 1 / models keeps the width");
-  const std::int64_t removed =
-      stacked - rounded_down(static_cast<double>(stacked) * (1.0 - options.reduce));
+  const std::int64_t removed = stacked - kept_of(stacked, options.reduce);
   std::vector<Budget> model_budgets(
       models, Budget{rounded_down(static_cast<double>(removed / models) * options.b)});
   const Budget block_budget{rounded_down(static_cast<double>(removed) * options.b_block /

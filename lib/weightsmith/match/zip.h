@@ -25,6 +25,10 @@ struct ZipOptions {
 /// Throws Error{kConfig} naming `where` for an option out of range.
 void check_zip_options(const ZipOptions& options, std::string_view where);
 
+/// How many slots zip() leaves: floor(models * units * (1 - reduce) + 1e-4), or `blocks` times that
+/// of one block.
+std::int64_t zip_slots(std::int64_t models, std::int64_t units, std::int64_t blocks, double reduce);
+
 /// Zips units together greedily, within and across models: Stoica et al., "ZipIt! Merging Models
 /// from Different Tasks without Training", ICLR 2024, section 4 and appendix, as used by Xu et al.,
 /// "Training-Free Pretrained Model Merging" (MuDSC), CVPR 2024.

@@ -44,9 +44,15 @@ nlohmann::json to_config(const MergeVariant& config);
 
 /// MuDSC, section 3.3, and ZipIt!, section 4.
 struct ZipConfig {
-  double reduce = 0.5;  ///< r: share of the stacked units that is merged away, in [0, 1)
-  double a = 0.5;       ///< factor on the similarities of a merged cluster, > 0
-  double b = 1.0;       ///< budget of merges inside one model, as a share of its part; ≥ 0
+  /// r: share of the stacked units that is merged away, in [0, 1); by default 1 - 1/N, which keeps
+  /// the width.
+  std::optional<double> reduce;
+  double a = 0.5;  ///< factor on the similarities of a merged cluster, > 0
+  double b = 1.0;  ///< budget of merges inside one model, as a share of its part; ≥ 0
+
+  double reduce_for(std::int64_t models) const {
+    return reduce.value_or(1.0 - 1.0 / static_cast<double>(models));
+  }
 };
 void from_config(const ConfigNode& node, ZipConfig& config);
 nlohmann::json to_config(const ZipConfig& config);

@@ -122,7 +122,7 @@ class Matcher {
     if (options_.variant.method == MergeMethod::kAlign)
       return align(similarity, group.blocks, where);
     ZipOptions zip_options;
-    zip_options.reduce = options_.zip.reduce;
+    zip_options.reduce = options_.zip.reduce_for(static_cast<std::int64_t>(states_.models.size()));
     zip_options.a = options_.zip.a;
     zip_options.b = options_.zip.b;
     return zip(similarity, zip_options, group.blocks, where);

@@ -15,7 +15,9 @@ namespace weightsmith {
 /// - `resnet20`: the CIFAR ResNet of any depth, parameters named as torchvision's ResNet does
 ///   (conv1, bn1, layer1.0.conv1, layer2.0.downsample.0, ..., fc);
 /// - `vgg11`, `vgg13`, `vgg16`, `vgg19`: torchvision's features.N and one linear layer
-/// `classifier`. A norm keeps the name bn1, downsample.1, ... whether it is a batch or a group
+///   `classifier`.
+///
+/// A norm keeps the name bn1, downsample.1, ... whether it is a batch or a group
 /// norm.
 std::vector<std::string> builtin_names();
 

@@ -27,6 +27,13 @@ void add_label_noise(Dataset& dataset, double share, std::uint64_t seed) {
 
 }  // namespace
 
+std::vector<const Dataset*> TrainData::all() const {
+  std::vector<const Dataset*> sets{&train};
+  if (validation) sets.push_back(&*validation);
+  if (test) sets.push_back(&*test);
+  return sets;
+}
+
 TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed) {
   TrainData data;
   data.train = load_dataset(config.train);

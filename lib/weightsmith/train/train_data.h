@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "weightsmith/data/dataset.h"
 #include "weightsmith/train/train_config.h"
@@ -14,6 +15,9 @@ struct TrainData {
   std::optional<Dataset> validation;
   std::optional<Dataset> test;
   std::int64_t classes = 0;  ///< of the label space all of them share
+
+  /// The sets there are.
+  std::vector<const Dataset*> all() const;
 };
 
 /// Loads the sets. `validation` is a share of the training samples drawn with `seed` and taken out

@@ -74,33 +74,46 @@ class Run {
     objective_.to(device_);
     state_.config = lasting_config(config);
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
+    for (const auto& path :
+         {config.model.script, config.model.weights, config.objective.embeddings})
+      if (!path.empty()) result_.inputs.push_back(path);
+    for (const Dataset* set : data_.all())
+      result_.inputs.insert(result_.inputs.end(), set->files.begin(), set->files.end());
   }
 
   nlohmann::json plan() {
-    Loader loader(data_.train, loader_options(config_));
-    const Batch batch = loader.next();
-    const std::int64_t few = std::min<std::int64_t>(2, batch.labels.size(0));
     const at::NoGradGuard no_grad;
-    for (const at::Tensor& view : batch.views)
-      objective_.loss(model_.forward(view.narrow(0, 0, few).to(device_)),
-                      batch.labels.narrow(0, 0, few).to(device_));
-    const auto views = static_cast<std::int64_t>(batch.views.size());
-    nlohmann::json plan = {{"dry_run", true},
-                           {"parameters", result_.parameters},
-                           {"train_samples", data_.train.size()},
-                           {"batches_per_epoch", loader.batches_per_epoch()},
-                           {"steps", config_.epochs * loader.batches_per_epoch() * views},
-                           {"estimated_memory_bytes", estimated_bytes()},
-                           {"out", config_.out.string()}};
-    if (data_.validation) plan["validation_samples"] = data_.validation->size();
-    if (data_.test) plan["test_samples"] = data_.test->size();
-    return plan;
+    model_.train(false);
+    objective_.loss(model_.forward(normalised_batch(data_.train, 0, 1).to(device_)),
+                    data_.train.labels.narrow(0, 0, 1).to(device_));
+    const Loader loader(data_.train, loader_options(config_));
+    const auto views =
+        static_cast<std::int64_t>(std::max<std::size_t>(config_.augmentations.size(), 1));
+    const std::int64_t heads = arena_->heads();
+    std::int64_t images = 0;
+    for (const Dataset* set : data_.all())
+      images += static_cast<std::int64_t>(set->images.nbytes());
+    return {{"dry_run", true},
+            {"parameters", result_.parameters},
+            {"heads", heads},
+            {"training_samples", data_.train.size()},
+            {"validation_samples", data_.validation ? data_.validation->size() : 0},
+            {"test_samples", data_.test ? data_.test->size() : 0},
+            {"batches_per_epoch", loader.batches_per_epoch()},
+            {"steps", config_.epochs * loader.batches_per_epoch() * views},
+            // Weights, momenta and gradients of every head, and the data; activations come on top.
+            {"estimated_memory_bytes", 12 * heads * result_.parameters + images},
+            {"out", config_.out.string()}};
   }
 
-  TrainResult run(bool resume) {
+  TrainResult run(const TrainOptions& options) {
     make_folder(config_.out);
-    if (resume) {
+    if (options.resume) {
       load_newest_checkpoint();
+    } else if (const auto path = newest_checkpoint(config_.out); path && !options.overwrite) {
+      throw Error(ErrorKind::kConfig, config_.out.string(),
+                  fmt::format("holds {} of an unfinished run", path->filename().string()),
+                  "--resume goes on from it, --overwrite begins anew");
     } else {
       remove_checkpoints(config_.out);
     }
@@ -111,17 +124,6 @@ class Run {
 
  private:
   using Clock = std::chrono::steady_clock;
-
-  /// Heads, their momenta, one gradient and one average, and the data.
-  std::int64_t estimated_bytes() const {
-    const bool lookaround = config_.method.type == MethodConfig::Type::kLookaround;
-    const std::int64_t copies = 2 * (lookaround ? config_.method.heads : 1) + 2;
-    auto bytes = copies * result_.parameters * static_cast<std::int64_t>(sizeof(float));
-    for (const Dataset* set : {&data_.train, data_.validation ? &*data_.validation : nullptr,
-                               data_.test ? &*data_.test : nullptr})
-      if (set != nullptr) bytes += static_cast<std::int64_t>(set->images.nbytes());
-    return bytes;
-  }
 
   void load_newest_checkpoint() {
     const auto path = newest_checkpoint(config_.out);
@@ -216,8 +218,8 @@ class Run {
   [[noreturn]] void stop() {
     const int signal = stop_requested();
     state_.elapsed_s = std::chrono::duration<double>(Clock::now() - epoch_start_).count();
-    save_checkpoint();
-    throw Interrupted(signal);
+    const auto path = save_checkpoint();
+    throw Interrupted(signal, path.filename().string() + " was written, --resume continues");
   }
 
   void score_epoch(std::int64_t batches) {
@@ -311,15 +313,15 @@ nlohmann::json train_result_json(const TrainResult& r) {
   return json;
 }
 
-nlohmann::json train_plan(const TrainConfig& config, const TrainOptions& options) {
+TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {
+  config.validate();
+  return Run(config, options, progress).run(options);
+}
+
+nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& options) {
   config.validate();
   NoProgress progress;
   return Run(config, options, progress).plan();
-}
-
-TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {
-  config.validate();
-  return Run(config, options, progress).run(options.resume);
 }
 
 }  // namespace weightsmith

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
+#include <vector>
 
 #include "weightsmith/data/loader.h"
 #include "weightsmith/eval/evaluation.h"
@@ -17,15 +18,10 @@ class Progress;
 
 struct TrainOptions {
   at::Device device = at::kCPU;
-  bool resume = false;  ///< go on from the newest checkpoint in `out`, if there is one
-  bool trust = false;   ///< load a script that inspection would refuse
+  bool resume = false;     ///< go on from the newest checkpoint in `out`, if there is one
+  bool overwrite = false;  ///< else: begin anew although `out` holds checkpoints
+  bool trust = false;      ///< load a script that inspection would refuse
 };
-
-/// What train would do with this configuration: `parameters`, samples of each set,
-/// `batches_per_epoch`, `steps`, and `estimated_memory_bytes` without activations. Loads network
-/// and data and passes the first samples through every pipeline and the network, so that what does
-/// not fit shows; writes nothing. Throws as train does.
-nlohmann::json train_plan(const TrainConfig& config, const TrainOptions& options);
 
 struct TrainResult {
   std::int64_t epochs = 0;
@@ -35,11 +31,16 @@ struct TrainResult {
   std::optional<Evaluation> validation;
   std::optional<Evaluation> test;
   std::optional<LoaderPosition> resumed_from;
-  std::filesystem::path model;    ///< model.pt
-  std::filesystem::path weights;  ///< model.safetensors
+  std::filesystem::path model;                ///< model.pt
+  std::filesystem::path weights;              ///< model.safetensors
+  std::vector<std::filesystem::path> inputs;  ///< every file that was read
 };
 
 nlohmann::json train_result_json(const TrainResult& result);
+
+/// What train() would do: loads network and data, checks that they fit (one sample through the
+/// network and the loss), and counts; writes nothing. Throws as train() does.
+nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& options);
 
 /// Trains a network and writes to `config.out`:
 /// - model.pt, model.safetensors: the mean of the heads after the last epoch, whatever its score:
@@ -57,8 +58,9 @@ nlohmann::json train_result_json(const TrainResult& result);
 ///
 /// A stop request (core/stop.h) is honoured after the batch in hand: a checkpoint is written and
 /// Interrupted thrown. Throws Error{kConfig or kInput} when configuration, network and data do not
-/// fit, Error{kNumeric} naming epoch, batch and head when the loss is not finite or memory runs out
-/// (checkpoints stay), Error{kOutput} when something cannot be written.
+/// fit or `out` holds checkpoints that neither `resume` nor `overwrite` speaks of, Error{kNumeric}
+/// naming epoch, batch and head when the loss is not finite or memory runs out (checkpoints stay),
+/// Error{kOutput} when something cannot be written.
 ///
 /// Seeds LibTorch's global generator before every step.
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress);

@@ -187,6 +187,7 @@ for case in cases:
     assert torch.allclose(frozen(x), net(x), atol=1e-5)
     half = torch.jit.load(case["file"]).half()
     assert all(p.dtype == torch.float16 for p in half.parameters())
+    torch.manual_seed(0)
     net.train()
     assert all(m.training for m in net.modules())
     x = torch.randn(case["input"])
