@@ -135,6 +135,6 @@ TEST_CASE("the trainer refuses a model file as well") {
   const std::string out = (folder / "out").string();
   const std::string file = write_config(folder / "train.json", config);
   check_failure(lookaround_train({"--config", file, "--out", out, "--quiet"}), "lookaround-train",
-                3, {(folder / "none.pt").string(), "cannot read the file"});
+                3, {(folder / "none.pt").string()});
   check_nothing_half_written(out);
 }

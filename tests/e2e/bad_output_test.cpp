@@ -68,7 +68,7 @@ TEST_CASE("a folder in which nothing may be written") {
   fs::create_directories(folder / "locked");
   fs::permissions(folder / "locked", fs::perms::owner_read | fs::perms::owner_exec);
   check_failure(train_into(file, folder / "locked"), "lookaround-train", 4,
-                {(folder / "locked").string(), "Permission denied"});
+                {(folder / "locked").string(), "cannot write"});
   check_failure(train_into(file, folder / "locked" / "out"), "lookaround-train", 4,
                 {(folder / "locked" / "out").string(), "Permission denied"});
   fs::permissions(folder / "locked", fs::perms::owner_all);

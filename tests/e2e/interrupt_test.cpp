@@ -60,8 +60,10 @@ TEST_CASE("a signal ends training with a checkpoint, and --resume ends with the 
     CHECK(stopped.exit_code == 128 + signal);
     CHECK(stopped.killed_by == 0);
     CHECK(stopped.out.empty());
-    CHECK(stopped.err == "lookaround-train: stopped by signal " + std::to_string(signal) +
-                             "; what was computed is saved, --resume continues\n");
+    CHECK_THAT(stopped.err,
+               Catch::Matches("lookaround-train: stopped by signal " + std::to_string(signal) +
+                              ": checkpoint-[0-9-]+\\.safetensors was written, "
+                              "--resume continues\n"));
     check_nothing_half_written(out);
     CHECK_FALSE(std::filesystem::exists(out / "model.pt"));
 
@@ -98,7 +100,7 @@ TEST_CASE("a run killed again and again ends with the same bits") {
   CHECK(read_bytes(out / "model.safetensors") == undisturbed().weights);
 }
 
-TEST_CASE("resuming with another configuration is refused") {
+TEST_CASE("an unfinished run is neither mixed with another configuration nor lost unasked") {
   const TemporaryFolder folder;
   const std::string file = write_config(folder / "train.json", long_training());
   const auto out = folder / "out";
@@ -110,5 +112,9 @@ TEST_CASE("resuming with another configuration is refused") {
   changed.insert(changed.end(), {"--resume", "--set", "optimizer.momentum=0.5"});
   check_failure(lookaround_train(changed), "lookaround-train", 2,
                 {"optimizer.momentum", "differs", "--overwrite"});
+  const auto checkpoints = files_under(out);
+  check_failure(lookaround_train(arguments), "lookaround-train", 2,
+                {out.string(), "unfinished run", "--resume", "--overwrite"});
+  CHECK(files_under(out) == checkpoints);
   check_nothing_half_written(out);
 }

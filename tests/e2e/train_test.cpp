@@ -105,6 +105,25 @@ TEST_CASE("one seed gives one network, and the resolved configuration replays it
   CHECK(printed == json::parse(read_bytes(folder / "first" / "config.json")));
 }
 
+TEST_CASE("run.json names every file that a training read") {
+  const TemporaryFolder folder;
+  write_safetensors(
+      folder / "data.safetensors",
+      {{"images", at::rand({12, 1, 8, 8})}, {"labels", at::arange(12, at::kLong).remainder(10)}});
+  write_safetensors(folder / "classes.safetensors", {{"embeddings", at::rand({10, 10})}});
+  save_mlp(folder / "start.pt", 1);
+  json config = small_training();
+  config["model"] = "start.pt";
+  config["data"] = {{"train", {{"format", "tensors"}, {"path", "data.safetensors"}}}};
+  config["objective"] = {{"type", "embedding"}, {"embeddings", "classes.safetensors"}};
+  const std::string file = write_config(folder / "train.json", config);
+  summary_of(lookaround_train({"--config", file, "--out", (folder / "out").string(), "--quiet"}));
+  const json inputs = json::parse(read_bytes(folder / "out" / "run.json"))["inputs_sha256"];
+  REQUIRE(inputs.size() == 4);
+  for (const char* name : {"train.json", "start.pt", "data.safetensors", "classes.safetensors"})
+    CHECK(inputs.value((folder / name).string(), "") == sha256_of_file(folder / name));
+}
+
 TEST_CASE("a finished run is refused, reused or replaced") {
   const TemporaryFolder folder;
   const std::string file = write_config(folder / "train.json", small_training());
