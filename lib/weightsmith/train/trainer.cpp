@@ -107,7 +107,7 @@ class Run {
       load_newest_checkpoint();
     } else if (const auto path = newest_checkpoint(config_.out); path && !options.overwrite) {
       throw Error(ErrorKind::kConfig, config_.out.string(),
-                  fmt::format("holds {} of an unfinished run", path->filename().string()),
+                  fmt::format("holds {} of an earlier run", path->filename().string()),
                   "--resume goes on from it, --overwrite begins anew");
     } else {
       remove_checkpoints(config_.out);

@@ -190,7 +190,14 @@ TEST_CASE("a run is resumed with its own configuration, or started anew", "[trai
     train(config, {at::kCPU, true}, progress);
   });
   CHECK_THAT(error, Catch::Contains("optimizer.lr"));
-  train_quietly(config);
+  // Checkpoints are never removed unasked.
+  testing::expect_error(ErrorKind::kConfig, {"checkpoint-", "--overwrite"},
+                        [&] { train_quietly(config); });
+  CHECK(same(weights_of(config.out), before));
+  TrainOptions anew;
+  anew.overwrite = true;
+  NoProgress progress;
+  train(config, anew, progress);
   CHECK_FALSE(same(weights_of(config.out), before));
 }
 
