@@ -29,9 +29,11 @@ nlohmann::json train_network(const TrainConfig& config, Run& run) {
   options.overwrite = run.settings().overwrite;
   options.trust = run.settings().trust;
   if (run.settings().dry_run) return training_plan(config, options);
-  const TrainResult result = train(config, options, run.progress());
-  for (const auto& path : result.inputs) run.record().add_input(path);
-  return train_result_json(result);
+  options.on_start = [&run](const std::vector<std::filesystem::path>& inputs) {
+    run.start();
+    for (const auto& path : inputs) run.record().add_input(path);
+  };
+  return train_result_json(train(config, options, run.progress()));
 }
 
 }  // namespace

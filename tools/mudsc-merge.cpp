@@ -25,6 +25,7 @@ nlohmann::json merge(const MergeConfig& config, Run& run) {
   job.derive_unit_groups();
   job.load_data();
   if (run.settings().dry_run) return job.plan();
+  run.start();
 
   job.score_originals();
   job.reset_originals();

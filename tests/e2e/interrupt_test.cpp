@@ -108,13 +108,16 @@ TEST_CASE("an unfinished run is neither mixed with another configuration nor los
   options.signal = SignalPlan{SIGTERM, out / "checkpoint-000001-00000000.safetensors", "", {}};
   const std::vector<std::string> arguments{"--config", file, "--out", out.string(), "--quiet"};
   REQUIRE(lookaround_train(arguments, options).exit_code == 128 + SIGTERM);
+  const std::string config = read_bytes(out / "config.json");
   std::vector<std::string> changed = arguments;
   changed.insert(changed.end(), {"--resume", "--set", "optimizer.momentum=0.5"});
   check_failure(lookaround_train(changed), "lookaround-train", 2,
                 {"optimizer.momentum", "differs", "--overwrite"});
   const auto checkpoints = files_under(out);
   check_failure(lookaround_train(arguments), "lookaround-train", 2,
-                {out.string(), "unfinished run", "--resume", "--overwrite"});
+                {out.string(), "earlier run", "--resume", "--overwrite"});
   CHECK(files_under(out) == checkpoints);
+  // Neither refusal touched what says how the checkpoints were made.
+  CHECK(read_bytes(out / "config.json") == config);
   check_nothing_half_written(out);
 }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
@@ -32,6 +33,11 @@ class Run {
   Progress& progress() { return progress_; }
   RunRecord& record() { return record_; }
 
+  /// The body calls this when everything that may refuse the run has been checked, before it
+  /// writes: the output folder becomes this run's. Not with --dry-run.
+  void start() { start_(); }
+  void on_start(std::function<void()> action) { start_ = std::move(action); }
+
   /// Writes the table a person wants to see at the end to standard error.
   void show(const std::string& text);
 
@@ -39,6 +45,7 @@ class Run {
   Settings settings_;
   RunRecord record_;
   Progress& progress_;
+  std::function<void()> start_;
 };
 
 }  // namespace weightsmith

@@ -76,7 +76,10 @@ void add_flags(CLI::App& app, Flags& flags) {
 
 extern "C" void weightsmith_on_signal(int signal) {
   // A second Ctrl-C means now.
-  if (signal == SIGINT && stop_requested() == SIGINT) ::_exit(128 + SIGINT);
+  if (signal == SIGINT && stop_requested() == SIGINT) {
+    remove_temporary_file_now();
+    ::_exit(128 + SIGINT);
+  }
   request_stop(signal);
 }
 
@@ -174,11 +177,20 @@ std::optional<json> finished_run(const fs::path& out, const Flags& flags, const 
   if (!flags.overwrite)
     throw Error(ErrorKind::kConfig, out.string(), "already holds a finished run",
                 "--resume to reuse it, --overwrite to replace it, or choose another --out");
-  // The old run stops being "finished" before the first of its files is replaced.
-  std::error_code error;
-  if (!fs::remove(results, error))
-    throw Error(ErrorKind::kOutput, results.string(), "cannot be replaced", error.message());
   return std::nullopt;
+}
+
+/// Makes `out` the folder of this run. Called once everything that may refuse the run has been
+/// checked, so that a refusal leaves an earlier run as it was.
+void claim_folder(const fs::path& out, const json& config) {
+  make_folder(out);
+  // The old run stops being "finished" before the first of its files is replaced.
+  const fs::path results = out / "results.json";
+  std::error_code error;
+  if (fs::exists(results) && !fs::remove(results, error))
+    throw Error(ErrorKind::kOutput, results.string(), "cannot be replaced", error.message());
+  log_to_file(out / "log.txt");
+  write_text_atomically(out / "config.json", config.dump(2) + "\n");
 }
 
 json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& flags,
@@ -210,11 +222,9 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
 
   if (!flags.dry_run) {
     if (auto summary = finished_run(settings.out, flags, config)) return *summary;
-    make_folder(settings.out);
-    log_to_file(settings.out / "log.txt");
-    write_text_atomically(settings.out / "config.json", config.dump(2) + "\n");
   }
   Run run(about.name, settings, progress);
+  run.on_start([&] { claim_folder(settings.out, config); });
   progress.on_phase_end(
       [&run](const std::string& phase, double seconds) { run.record().add_phase(phase, seconds); });
   if (!flags.config.empty() && flags.config != "-") run.record().add_input(flags.config);
@@ -257,7 +267,7 @@ int guarded(const ToolAbout& about, const Flags& flags, const std::function<void
   } catch (const c10::Error& e) {
     const std::string what = e.what_without_backtrace();
     if (what.find("out of memory") != std::string::npos ||
-        what.find("not enough memory") != std::string::npos) {
+        what.find("can't allocate memory") != std::string::npos) {
       complain(out_of_memory);
       return static_cast<int>(ErrorKind::kNumeric);
     }

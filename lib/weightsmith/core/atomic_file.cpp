@@ -23,11 +23,20 @@ namespace {
               fmt::format("cannot write: {}", std::strerror(error)), remedy);
 }
 
+/// The temporary file being written, for signal handlers; files are written one at a time.
+char g_temporary[4096] = "";
+
 /// Removes the temporary file unless it was renamed away.
 struct TemporaryFile {
   fs::path path;
   bool kept = false;
+  explicit TemporaryFile(fs::path p) : path(std::move(p)) {
+    if (path.native().size() < sizeof(g_temporary)) std::strcpy(g_temporary, path.c_str());
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
   ~TemporaryFile() {
+    g_temporary[0] = '\0';
     std::error_code ignored;
     if (!kept) fs::remove(path, ignored);
   }
@@ -48,7 +57,7 @@ int sync_path(const fs::path& path, int flags) {
 
 void write_file_atomically(const fs::path& path,
                            const std::function<void(const fs::path&)>& write) {
-  TemporaryFile temporary{fs::path(path.string() + fmt::format(".tmp-{}", ::getpid()))};
+  TemporaryFile temporary(fs::path(path.string() + fmt::format(".tmp-{}", ::getpid())));
   // Created here, so that a folder that is missing or not writable is told apart from what `write`
   // may throw.
   const int fd = ::open(temporary.path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -65,6 +74,10 @@ void write_file_atomically(const fs::path& path,
   if (error) fail_output(path, error.value());
   temporary.kept = true;
   sync_path(path.has_parent_path() ? path.parent_path() : fs::path("."), O_RDONLY | O_DIRECTORY);
+}
+
+void remove_temporary_file_now() noexcept {
+  if (g_temporary[0] != '\0') ::unlink(g_temporary);
 }
 
 void write_text_atomically(const fs::path& path, std::string_view contents) {

@@ -15,6 +15,10 @@ void write_file_atomically(
     const std::filesystem::path& path,
     const std::function<void(const std::filesystem::path& temporary)>& write);
 
+/// Removes the temporary file being written, if there is one; async-signal-safe, for a process that
+/// is about to end without unwinding.
+void remove_temporary_file_now() noexcept;
+
 /// The same for contents that are in memory.
 void write_text_atomically(const std::filesystem::path& path, std::string_view contents);
 

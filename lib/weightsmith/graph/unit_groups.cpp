@@ -206,11 +206,13 @@ UnitGroups check_unit_groups(const UnitGroups& groups, const TensorMap& state,
       if (member.axis < 0 || member.axis >= it->second.dim())
         fail(fmt::format("the parameter has {} dimensions", it->second.dim()));
       const std::int64_t size = it->second.size(member.axis);
-      if (member.length == 0) member.length = size - member.offset;
+      const bool begins_inside = member.offset >= 0 && member.offset <= size;
+      if (begins_inside && member.length == 0) member.length = size - member.offset;
+      // Without adding offset and length: the sum of two large numbers would overflow.
+      if (!begins_inside || member.length < 1 || member.length > size - member.offset)
+        fail(fmt::format("{} elements from {} on lie outside the axis of {}", member.length,
+                         member.offset, size));
       const std::int64_t end = member.offset + member.length;
-      if (member.offset < 0 || member.length < 1 || end > size)
-        fail(fmt::format("elements {} to {} lie outside the axis of {}", member.offset, end - 1,
-                         size));
       if (group.units < 1 || group.blocks < 1 || group.units % group.blocks != 0)
         fail(fmt::format("{} units in {} blocks", group.units, group.blocks));
       if (member.length % group.units != 0)

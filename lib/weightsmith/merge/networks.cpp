@@ -34,8 +34,16 @@ UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups) 
                   "its unit groups are not known: it was not made as a builtin network",
                   "describe them in a group file (docs/formats.md) and set groups to its path");
     where = model.where();
-    found = builtin_unit_groups(metadata.at("builtin").get<std::string>(),
-                                metadata.value("options", nlohmann::json::object()));
+    // What an archive says of itself is no configuration of the user's.
+    try {
+      found = builtin_unit_groups(metadata.at("builtin").get<std::string>(),
+                                  metadata.value("options", nlohmann::json::object()));
+    } catch (const nlohmann::json::exception&) {
+      throw Error(ErrorKind::kInput, where, "its weightsmith.json is damaged",
+                  "save the model again, or give a group file");
+    } catch (const Error& e) {
+      throw Error(ErrorKind::kInput, where, e.what(), "save the model again, or give a group file");
+    }
   } else {
     found = read_unit_groups(groups);
   }

@@ -29,6 +29,13 @@ bool consumer_is_spatial(const std::string& tap, const TensorMap& parameters) {
   return parameter == parameters.end() || parameter->second.dim() >= 3;
 }
 
+[[noreturn]] void fail_use_counts(const GroupTap& tap, const UnitGroups& groups) {
+  throw Error(ErrorKind::kInput,
+              fmt::format("group {}, tap {}", groups.groups[tap.group].name, tap.tap),
+              "the models use this layer a different number of times",
+              "only networks of one architecture can be merged");
+}
+
 /// The tap's tensor as (observations…, units, …) and the axis of the units in it.
 std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const UnitGroup& group,
                                               const GroupTap& tap) {
@@ -105,11 +112,17 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
                              axis = unit;
                              features.push_back(std::move(shaped));
                            };
-                           for (Seen& seen : earlier) add(seen[t].at(uses[t]));
+                           for (Seen& seen : earlier) {
+                             if (uses[t] >= seen[t].size()) fail_use_counts(taps[t], groups);
+                             add(seen[t][uses[t]]);
+                           }
                            add(value);
                            ++uses[t];
                            accumulators[taps[t].group].add(features, axis, taps[t].tap);
                          });
+    for (std::size_t t = 0; t < taps.size(); ++t)
+      for (const Seen& seen : earlier)
+        if (seen[t].size() != uses[t]) fail_use_counts(taps[t], groups);
     phase.update(begin + count);
   }
 

@@ -76,9 +76,9 @@ class Run {
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
     for (const auto& path :
          {config.model.script, config.model.weights, config.objective.embeddings})
-      if (!path.empty()) result_.inputs.push_back(path);
+      if (!path.empty()) inputs_.push_back(path);
     for (const Dataset* set : data_.all())
-      result_.inputs.insert(result_.inputs.end(), set->files.begin(), set->files.end());
+      inputs_.insert(inputs_.end(), set->files.begin(), set->files.end());
   }
 
   nlohmann::json plan() {
@@ -102,16 +102,16 @@ class Run {
   }
 
   TrainResult run(const TrainOptions& options) {
-    make_folder(config_.out);
     if (options.resume) {
       load_newest_checkpoint();
     } else if (const auto path = newest_checkpoint(config_.out); path && !options.overwrite) {
       throw Error(ErrorKind::kConfig, config_.out.string(),
                   fmt::format("holds {} of an earlier run", path->filename().string()),
                   "--resume goes on from it, --overwrite begins anew");
-    } else {
-      remove_checkpoints(config_.out);
     }
+    if (options.on_start) options.on_start(inputs_);
+    make_folder(config_.out);
+    if (!options.resume) remove_checkpoints(config_.out);
     if (state_.position.epoch < config_.epochs) train_epochs();
     finish();
     return result_;
@@ -301,6 +301,7 @@ class Run {
   Lookaround optimizer_;
   Checkpoint state_;
   TrainResult result_;
+  std::vector<std::filesystem::path> inputs_;
   Clock::time_point epoch_start_;
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <vector>
@@ -21,6 +22,9 @@ struct TrainOptions {
   bool resume = false;     ///< go on from the newest checkpoint in `out`, if there is one
   bool overwrite = false;  ///< else: begin anew although `out` holds checkpoints
   bool trust = false;      ///< load a script that inspection would refuse
+  /// Called with every file that was read, when nothing refuses the run any more and before
+  /// anything is written.
+  std::function<void(const std::vector<std::filesystem::path>& inputs)> on_start = {};
 };
 
 struct TrainResult {
@@ -31,9 +35,8 @@ struct TrainResult {
   std::optional<Evaluation> validation;
   std::optional<Evaluation> test;
   std::optional<LoaderPosition> resumed_from;
-  std::filesystem::path model;                ///< model.pt
-  std::filesystem::path weights;              ///< model.safetensors
-  std::vector<std::filesystem::path> inputs;  ///< every file that was read
+  std::filesystem::path model;    ///< model.pt
+  std::filesystem::path weights;  ///< model.safetensors
 };
 
 nlohmann::json train_result_json(const TrainResult& result);

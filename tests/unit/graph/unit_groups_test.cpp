@@ -5,6 +5,7 @@
 
 #include <catch2/catch.hpp>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -197,6 +198,12 @@ TEST_CASE("groups that do not fit a network are refused by name", "[unit_groups]
   CHECK_THAT(refuse([](UnitGroups& g) { g.groups[0].members[2].offset = 5; }),
              Contains("3 elements are not a multiple"));
   CHECK_THAT(refuse([](UnitGroups& g) { g.groups[0].members[2].length = 12; }),
+             Contains("outside the axis of 8"));
+  // offset + length would overflow.
+  CHECK_THAT(refuse([](UnitGroups& g) {
+               g.groups[0].members[2].offset = std::numeric_limits<std::int64_t>::max() - 7;
+               g.groups[0].members[2].length = 16;
+             }),
              Contains("outside the axis of 8"));
   CHECK_THAT(refuse([](UnitGroups& g) {
                g.groups[0].members.push_back({"fc2.weight", 1, 4, 4, MemberRole::kIn});
