@@ -50,7 +50,7 @@ class GroupBuilder {
  private:
   void add(std::size_t group, const std::string& parameter, std::int64_t axis, MemberRole role) {
     UnitGroup& g = groups_.groups[group];
-    g.members.push_back({parameter, axis, 0, g.units, role});
+    g.members.push_back({parameter, axis, 0, g.units, role, {}, 1});
   }
 
   const ConvOptions* conv_;

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "weightsmith/tensor/tensor_map.h"
@@ -24,17 +25,40 @@ struct GroupMember {
   std::int64_t offset = 0;
   std::int64_t length = 0;
   MemberRole role = MemberRole::kOut;
+  /// Where the units stand when that is not one after another: units · k positions along the axis,
+  /// the k of unit 0 first. Then `offset` is the least of them and `length` their number.
+  std::vector<std::int64_t> index;
+  /// Above 1: the second axis of a grouped convolution's weight, which each of so many groups of
+  /// the first axis uses for other inputs. Positions are then those of the convolution's input
+  /// (groups · the axis's size in all), and units stay inside their group, which moves with the
+  /// first axis.
+  std::int64_t groups = 1;
+};
+
+/// Where the activations of a group's units can be seen.
+struct UnitTap {
+  UnitTap() = default;
+  UnitTap(std::string where) : at(std::move(where)) {}  // NOLINT(google-explicit-constructor)
+
+  std::string at;  ///< a tap of model/taps.h
+  /// The dimensions of its value that carry the units, ascending; empty: as the value's consumer
+  /// tells (the second one for a convolution, else the last).
+  std::vector<std::int64_t> axes;
+  /// units · k positions in these dimensions, flattened; empty: all, k consecutive ones a unit.
+  std::vector<std::int64_t> index;
 };
 
 /// Parameter axes that share one permutation of hidden units. `blocks` > 1: units stand in that
 /// many equal blocks (attention heads, groups of a group norm); blocks move as wholes and units
-/// within their block.
+/// within their block. `within` names the group whose units are these blocks, when their order is
+/// not this group's alone (queries, keys and values of an attention layer have one order of heads).
 struct UnitGroup {
   std::string name;
   std::int64_t units = 0;
   std::int64_t blocks = 1;
   std::vector<GroupMember> members;
-  std::vector<std::string> taps;  ///< where the units' activations are observed (model/taps.h)
+  std::vector<UnitTap> taps;
+  std::string within;
 };
 
 struct UnitGroups {
@@ -44,20 +68,30 @@ struct UnitGroups {
 /// Reads what `mudsc-merge explain --json` writes, or a file written by hand:
 ///     {"groups": [{"name": "fc1", "units": 64, "blocks": 1, "tap": "fc2.weight/input",
 ///                  "members": [{"parameter": "fc1.weight", "axis": 0}, ...]}]}
-/// A member's `offset` defaults to 0, its `length` to the rest of the axis (0 in the struct until
-/// check_unit_groups fills it in), its `role` to "in" on axis 1 and "out" elsewhere; `blocks`
-/// defaults to 1; `tap` is a string or a list and may be missing. The keys `units`, `pinned` and
-/// `proof` beside `groups` are ignored. Throws Error{kInput} naming `where`, the group and the
-/// member.
+/// In names, "*" stands for one part between dots. A group whose name has one stands for as many
+/// groups as there are names of parameters that its first member fits, each with what "*" stood for
+/// put in everywhere; in a group without one, a member stands for every parameter that fits.
+/// `expand_patterns` does that. A member's `offset` defaults to 0, its `length` to the rest of the
+/// axis (0 in the struct until check_unit_groups fills it in), its `role` to "in" on axis 1 and
+/// "out" elsewhere; `blocks` defaults to 1; `tap` is a string or a list and may be missing. The
+/// keys `units`, `pinned` and `proof` beside `groups` are ignored. Throws Error{kInput} naming
+/// `where`, the group and the member.
 UnitGroups unit_groups_from_json(const nlohmann::json& json, const std::string& where);
 /// Every key written out, except a `length` not known yet.
 nlohmann::json unit_groups_to_json(const UnitGroups& groups);
 /// Throws Error{kInput} when the file is missing or not JSON.
 UnitGroups read_unit_groups(const std::filesystem::path& path);
 
+/// Replaces patterns by the names that fit; see unit_groups_from_json. Throws Error{kInput} naming
+/// `where` and a pattern that fits nothing.
+UnitGroups expand_patterns(const UnitGroups& groups, const TensorMap& state,
+                           const std::string& where);
+
 /// Checks groups against a network's parameters and buffers and returns them with every length
 /// filled in: every member exists, lies inside its axis and holds units · k elements; no element of
-/// an axis belongs to two members. Throws Error{kInput} naming `where`, the group and the member.
+/// an axis belongs to two members; a group is `within` an earlier one with as many units as it has
+/// blocks. Patterns are expanded first. Throws Error{kInput} naming `where`, the group and the
+/// member.
 [[nodiscard]] UnitGroups check_unit_groups(const UnitGroups& groups, const TensorMap& state,
                                            const std::string& where);
 

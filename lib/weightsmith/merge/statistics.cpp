@@ -6,6 +6,7 @@
 #include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
@@ -18,8 +19,8 @@ namespace {
 /// A tap of some group.
 struct GroupTap {
   std::size_t group;
-  std::string tap;
-  bool channels_second;  ///< axes of space follow the units; else the units come last
+  UnitTap tap;
+  bool channels_second;  ///< where no axes are given: space follows the units; else they come last
 };
 
 /// The consumer of a tap tells: a convolution's weight has axes of space, a linear layer's has
@@ -31,14 +32,39 @@ bool consumer_is_spatial(const std::string& tap, const TensorMap& parameters) {
 
 [[noreturn]] void fail_use_counts(const GroupTap& tap, const UnitGroups& groups) {
   throw Error(ErrorKind::kInput,
-              fmt::format("group {}, tap {}", groups.groups[tap.group].name, tap.tap),
+              fmt::format("group {}, tap {}", groups.groups[tap.group].name, tap.tap.at),
               "the models use this layer a different number of times",
               "only networks of one architecture can be merged");
+}
+
+[[noreturn]] void fail_shape(const at::Tensor& value, const UnitGroup& group, const GroupTap& tap) {
+  throw Error(ErrorKind::kInput, fmt::format("group {}, tap {}", group.name, tap.tap.at),
+              fmt::format("its value of shape [{}] holds no axis of {} units",
+                          fmt::join(value.sizes(), ", "), group.units),
+              "name another tap in the group file");
+}
+
+/// The value as (units, k, observations…) where the tap says which axes carry the units.
+at::Tensor units_first(const at::Tensor& value, const UnitGroup& group, const GroupTap& tap) {
+  const auto& axes = tap.tap.axes;
+  if (axes.back() >= value.dim()) fail_shape(value, group, tap);
+  std::vector<std::int64_t> front(axes.size());
+  std::iota(front.begin(), front.end(), 0);
+  at::Tensor rows =
+      value.movedim(axes, front).flatten(0, static_cast<std::int64_t>(axes.size()) - 1);
+  if (!tap.tap.index.empty()) {
+    if (*std::max_element(tap.tap.index.begin(), tap.tap.index.end()) >= rows.size(0))
+      fail_shape(value, group, tap);
+    rows = rows.index_select(0, at::tensor(tap.tap.index, at::kLong).to(value.device()));
+  }
+  if (rows.size(0) % group.units != 0) fail_shape(value, group, tap);
+  return rows.unflatten(0, std::vector<std::int64_t>{group.units, rows.size(0) / group.units});
 }
 
 /// The tap's tensor as (observations…, units, …) and the axis of the units in it.
 std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const UnitGroup& group,
                                               const GroupTap& tap) {
+  if (!tap.tap.axes.empty()) return {units_first(value, group, tap), 0};
   const std::int64_t n = group.units;
   if (tap.channels_second && value.dim() >= 3 && value.size(1) == n) return {value, 1};
   if (value.dim() >= 2 && value.size(-1) == n) return {value, value.dim() - 1};
@@ -48,10 +74,7 @@ std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const Uni
     shape.push_back(value.size(-1) / n);
     return {value.reshape(shape), value.dim() - 1};
   }
-  throw Error(ErrorKind::kInput, fmt::format("group {}, tap {}", group.name, tap.tap),
-              fmt::format("its value of shape [{}] holds no axis of {} units",
-                          fmt::join(value.sizes(), ", "), n),
-              "name another tap in the group file");
+  fail_shape(value, group, tap);
 }
 
 }  // namespace
@@ -72,9 +95,9 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
       throw Error(ErrorKind::kInput, "group " + group.name,
                   "has no tap, so its activations cannot be seen",
                   "add one to the group file, or set space to weight");
-    for (const std::string& tap : group.taps) {
-      taps.push_back({g, tap, consumer_is_spatial(tap, parameters)});
-      names.push_back(tap);
+    for (const UnitTap& tap : group.taps) {
+      taps.push_back({g, tap, consumer_is_spatial(tap.at, parameters)});
+      names.push_back(tap.at);
     }
     accumulators.emplace_back(static_cast<std::int64_t>(models.size()), group.units, scope);
   }
@@ -118,7 +141,7 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
                            }
                            add(value);
                            ++uses[t];
-                           accumulators[taps[t].group].add(features, axis, taps[t].tap);
+                           accumulators[taps[t].group].add(features, axis, taps[t].tap.at);
                          });
     for (std::size_t t = 0; t < taps.size(); ++t)
       for (const Seen& seen : earlier)

@@ -9,37 +9,16 @@
 
 #include "weightsmith/config/nearest.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/model/tensors_in.h"
 
 namespace weightsmith {
 namespace {
 
 using c10::IValue;
 
-/// Calls `visit` for every defined tensor in a value: itself, or inside lists, tuples and
-/// dictionaries, in order.
-template <class Visit>
-void for_each_tensor(const IValue& value, const Visit& visit) {
-  if (value.isTensor()) {
-    if (value.toTensor().defined()) visit(value.toTensor());
-  } else if (value.isTensorList()) {
-    for (const at::Tensor& tensor : value.toTensorVector())
-      if (tensor.defined()) visit(tensor);
-  } else if (value.isList()) {
-    for (const IValue& item : value.toListRef()) for_each_tensor(item, visit);
-  } else if (value.isTuple()) {
-    for (const IValue& item : value.toTupleRef().elements()) for_each_tensor(item, visit);
-  } else if (value.isGenericDict()) {
-    for (const auto& item : value.toGenericDict()) for_each_tensor(item.value(), visit);
-  }
-}
-
 at::Tensor first_tensor(const std::vector<IValue>& values) {
-  at::Tensor first;
-  for (const IValue& value : values)
-    for_each_tensor(value, [&](const at::Tensor& tensor) {
-      if (!first.defined()) first = tensor;
-    });
-  return first;
+  const std::vector<at::Tensor> tensors = tensors_in(values);
+  return tensors.empty() ? at::Tensor() : tensors.front();
 }
 
 /// False for nodes that only move values about (lists, attributes, control flow) or that ask for
@@ -157,12 +136,11 @@ class TapSet::Observer : public NodeObserver {
     if (pending_has_data_) {
       if (!pending_.output.empty()) see(pending_.output, first_tensor(outputs));
     } else {
-      for (const IValue& value : outputs)
-        for_each_tensor(value, [&](const at::Tensor& tensor) {
-          Label& derived = labels_[tensor.unsafeGetTensorImpl()];
-          derived.tensor = tensor;
-          merge(pending_, derived.places);
-        });
+      for (const at::Tensor& tensor : tensors_in(outputs)) {
+        Label& derived = labels_[tensor.unsafeGetTensorImpl()];
+        derived.tensor = tensor;
+        merge(pending_, derived.places);
+      }
     }
   }
 
@@ -213,16 +191,15 @@ class TapSet::Observer : public NodeObserver {
 
   Meeting meet(const std::vector<IValue>& inputs) const {
     Meeting meeting;
-    for (const IValue& value : inputs)
-      for_each_tensor(value, [&](const at::Tensor& tensor) {
-        const auto it = labels_.find(tensor.unsafeGetTensorImpl());
-        if (it != labels_.end()) {
-          meeting.is_labelled = true;
-          merge(it->second.places, meeting.places);
-        } else if (!meeting.data.defined()) {
-          meeting.data = tensor;
-        }
-      });
+    for (const at::Tensor& tensor : tensors_in(inputs)) {
+      const auto it = labels_.find(tensor.unsafeGetTensorImpl());
+      if (it != labels_.end()) {
+        meeting.is_labelled = true;
+        merge(it->second.places, meeting.places);
+      } else if (!meeting.data.defined()) {
+        meeting.data = tensor;
+      }
+    }
     return meeting;
   }
 

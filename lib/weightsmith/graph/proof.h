@@ -1,0 +1,53 @@
+#pragma once
+
+#include <ATen/core/ivalue.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "weightsmith/core/progress.h"
+#include "weightsmith/graph/unit_groups.h"
+#include "weightsmith/model/script_model.h"
+
+namespace weightsmith {
+
+struct ProofOptions {
+  /// Also each group by itself: one forward a group. Else all together: two forwards and a control.
+  bool each_group = true;
+  std::uint64_t seed = 0;
+  double tolerance = 1e-10;  ///< largest relative change that counts as none, in float64
+};
+
+/// What permuting units did to the outputs: max |change| / max |output|, the worst over all
+/// outputs.
+struct GroupProof {
+  double max_relative_change = 0.0;
+  /// The same when one parameter axis is left out of a permutation: far above the tolerance, or the
+  /// proof could not have noticed a missing axis.
+  double negative_control = 0.0;
+  std::vector<std::string> failed;  ///< names of groups that change the outputs
+  std::string precision = "float64";
+  double tolerance = 0.0;
+
+  bool holds() const { return failed.empty() && negative_control > tolerance; }
+};
+
+/// Permutes the units of every group at random in a copy of the network, with all its parameters
+/// and statistics changed at random first (a bias of zero or a scale of one would hide a missing
+/// axis), and compares the outputs for `inputs`. Everything is computed in float64; a network that
+/// insists on its own type is tried in that one, with tolerance 1e-3. When all groups together
+/// change the outputs but none does alone, pairs are not searched: every group is named. Throws
+/// Error{kInput} as GraphRunner::run, and when the network is not deterministic; Error{kNumeric}
+/// when its outputs are not finite.
+GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
+                             const std::vector<c10::IValue>& inputs, const ProofOptions& options,
+                             Progress& progress);
+
+/// The tensor with units in another order along one member: unit unit_at[u] comes to the place of
+/// unit u. Where `member.groups` > 1, units keep to their convolution group, which the first axis
+/// moves.
+at::Tensor permuted(const at::Tensor& tensor, const GroupMember& member,
+                    const std::vector<std::int64_t>& unit_at);
+
+}  // namespace weightsmith
