@@ -26,7 +26,7 @@ std::string reason_of(Cause cause) {
     case Cause::kOrder:
       return "the result depends on the order along this axis";
     case Cause::kOverlap:
-      return "belongs to two sets of units that must move together and overlap only partly";
+      return "stands in two sets that cross (heads, and positions or a norm that all heads share)";
     case Cause::kOperator:
       return "no rule for this operator";
     case Cause::kNone:

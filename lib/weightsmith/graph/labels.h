@@ -28,7 +28,7 @@ enum class Cause {
   kInput,     ///< it meets an input of the network or its position: pixels, tokens, classes
   kPosition,  ///< the operator treats neighbours along the axis differently (pooling, cumulation)
   kOrder,     ///< what is computed depends on the order along the axis (argmax, data-driven index)
-  kOverlap,   ///< it belongs to two sets of units that must move together and that overlap partly
+  kOverlap,   ///< it belongs to two sets of units that must move together and that cross
   kOperator,  ///< no rule is known for the operator
 };
 

@@ -285,7 +285,10 @@ void convolution(OperatorCall& call) {
   const at::Tensor read = algebra.grouped(input, channel, groups, Cause::kInput);  // (G, C / G)
   const bool is_parameter = call.is_parameter(w);
   const auto inner_axis = [&]() -> at::Tensor {  // of the weight's second axis, group by group
-    if (is_parameter) return call.grouped_axis(w, groups);
+    if (is_parameter) {
+      algebra.distinguish(matrix, {1}, Cause::kInput);  // not the same in every group
+      return call.grouped_axis(w, groups);
+    }
     if (const LabelArray* array = matrix.array_at(1)) return array->labels.expand({groups, -1});
     return algebra.grouped(matrix, 1, 1, Cause::kInput).expand({groups, w.size(1)});
   };

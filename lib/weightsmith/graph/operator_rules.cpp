@@ -104,7 +104,8 @@ std::vector<at::Tensor> OperatorCall::rerun(
   torch::jit::Stack stack = inputs_;
   stack.at(index(argument)) = replacement;
   for (const auto& [name, value] : others) stack.at(index(name.c_str())) = value;
-  // Labels do not lie in memory as the tensor does, so what is a view of it need not be one of them.
+  // Labels do not lie in memory as the tensor does, so what is a view of it need not be one of
+  // them.
   const bool is_view = name() == "view" || name() == "view_as" || name() == "unflatten";
   if (is_view && results_.front().numel() == replacement.numel())
     return {replacement.reshape(results_.front().sizes())};

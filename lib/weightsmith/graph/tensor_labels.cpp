@@ -126,7 +126,26 @@ TensorLabels LabelAlgebra::meet(const TensorLabels& a, const Dims& a_dims, const
   return meet_aligned(place(a, a_dims, rank), place(b, b_dims, rank));
 }
 
-TensorLabels LabelAlgebra::meet_aligned(const TensorLabels& a, const TensorLabels& b) {
+void LabelAlgebra::fill_blanks(TensorLabels& x, const TensorLabels& other) {
+  for (LabelArray& array : x.arrays) {
+    const at::Tensor blank = array.labels == 0;
+    if (!blank.any().item<bool>()) continue;
+    const auto twin = std::find_if(other.arrays.begin(), other.arrays.end(),
+                                   [&](const LabelArray& y) { return y.dims == array.dims; });
+    if (twin != other.arrays.end()) {
+      array.labels = at::where(blank, twin->labels, array.labels);
+    } else if (std::any_of(array.dims.begin(), array.dims.end(),
+                           [&](std::int64_t d) { return !other.neutral[d]; })) {
+      // A constant no longer: its place decides what it meets.
+      array.labels = at::where(blank, store_.fresh(array.labels.sizes()), array.labels);
+    }
+  }
+}
+
+TensorLabels LabelAlgebra::meet_aligned(TensorLabels a, TensorLabels b) {
+  const TensorLabels a_before = a;
+  fill_blanks(a, b);
+  fill_blanks(b, a_before);
   for (const LabelArray& x : a.arrays)
     for (const LabelArray& y : b.arrays) {
       const Dims both = intersection(x.dims, y.dims);

@@ -82,7 +82,9 @@ class LabelAlgebra {
  private:
   TensorLabels place(const TensorLabels& x, const std::vector<std::int64_t>& dims,
                      std::int64_t rank) const;
-  TensorLabels meet_aligned(const TensorLabels& a, const TensorLabels& b);
+  TensorLabels meet_aligned(TensorLabels a, TensorLabels b);
+  /// Elements without a label get one where what they meet is not the same for all.
+  void fill_blanks(TensorLabels& x, const TensorLabels& other);
   /// One array over `dims` that stands for all of x's arrays inside them; fixed dimensions among
   /// them distinguish.
   LabelArray join(const TensorLabels& x, const std::vector<std::int64_t>& dims, Cause cause);

@@ -20,7 +20,7 @@ std::uint64_t hash_pair(std::uint64_t a, std::uint64_t b) {
 /// Blocks with what they hold, everything by representative.
 class BlockForest {
  public:
-  explicit BlockForest(LabelStore& store) : store_(store) {
+  explicit BlockForest(LabelStore& store) : store_(store), blocks_(store.blocks()) {
     // What turns out to be one block may hold others that thereby become one.
     do {
       unite_equal_blocks();
@@ -34,33 +34,35 @@ class BlockForest {
     return it == children_.end() ? none : it->second;
   }
   bool has_parent(Label label) const { return has_parent_.contains(label); }
-  /// Labels of blocks that overlap partly, and all that these hold.
-  bool is_overlapping(Label label) const { return overlapping_.contains(label); }
+  /// Blocks that were given up, each with its leaves: nothing may leave them.
+  const std::map<Label, Labels>& given_up() const { return given_up_; }
 
  private:
+  /// Leaves one block of each content, with representatives of labels only.
   void unite_equal_blocks() {
     for (bool changed = true; changed;) {
       changed = false;
       std::map<Labels, Label> seen;
-      for (const auto& [block, members] : store_.blocks()) {
+      for (const auto& [block, members] : blocks_) {
         Labels content = representatives(members);
-        const Label label = store_.find(block);
         if (content.size() == 1) {
-          if (content.front() == label) continue;
-          store_.unite(label, content.front());
-          changed = true;
+          changed |= store_.find(block) != content.front();
+          store_.unite(block, content.front());
           continue;
         }
-        const auto [it, is_new] = seen.emplace(std::move(content), label);
-        if (is_new || store_.find(it->second) == label) continue;
-        store_.unite(it->second, label);
+        const auto [it, is_new] = seen.emplace(std::move(content), block);
+        if (is_new || store_.find(it->second) == store_.find(block)) continue;
+        store_.unite(it->second, block);
         changed = true;
       }
+      blocks_.clear();
+      for (auto& [content, block] : seen) blocks_.emplace_back(block, content);
     }
   }
 
   Labels representatives(const Labels& members) const {
     Labels content;
+    content.reserve(members.size());
     for (const Label m : members) content.push_back(store_.find(m));
     std::sort(content.begin(), content.end());
     content.erase(std::unique(content.begin(), content.end()), content.end());
@@ -69,13 +71,14 @@ class BlockForest {
 
   void collect() {
     content_.clear();
-    for (const auto& [block, members] : store_.blocks()) {
-      const Labels own = representatives(members);
-      if (own.size() == 1) continue;
-      std::set<Label>& content = content_[store_.find(block)];
-      content.insert(own.begin(), own.end());
+    for (const auto& [block, members] : blocks_) {
+      Labels& content = content_[store_.find(block)];
+      content.insert(content.end(), members.begin(), members.end());
     }
-    for (auto& [label, content] : content_) content.erase(label);
+    for (auto& [label, content] : content_) {
+      content = representatives(content);
+      std::erase(content, label);
+    }
     leaves_.clear();
     for (const auto& [label, content] : content_) {
       std::set<Label> open;
@@ -87,54 +90,57 @@ class BlockForest {
   const Labels& leaves_of(Label label, std::set<Label>& open) {
     if (const auto it = leaves_.find(label); it != leaves_.end()) return it->second;
     open.insert(label);
-    std::set<Label> leaves;
+    Labels leaves;
     for (const Label child : content_.at(label)) {
       if (!content_.contains(child) || open.contains(child)) {
-        leaves.insert(child);
+        leaves.push_back(child);
         continue;
       }
       const Labels& below = leaves_of(child, open);
-      leaves.insert(below.begin(), below.end());
+      leaves.insert(leaves.end(), below.begin(), below.end());
     }
     open.erase(label);
-    return leaves_[label] = Labels(leaves.begin(), leaves.end());
+    return leaves_[label] = representatives(leaves);
   }
 
   /// Finds every block's place; false when blocks were united and all must be done again.
   bool nest() {
-    std::map<Label, Labels> blocks_of;  // of a leaf
-    for (const auto& [label, leaves] : leaves_)
-      for (const Label leaf : leaves) blocks_of[leaf].push_back(label);
-    std::set<Label> bad;
-    for (auto& [leaf, blocks] : blocks_of) {
-      std::sort(blocks.begin(), blocks.end(), [&](Label a, Label b) {
-        return std::pair(leaves_[a].size(), a) < std::pair(leaves_[b].size(), b);
-      });
-      for (std::size_t i = 0; i + 1 < blocks.size(); ++i) {
-        const Labels& inner = leaves_[blocks[i]];
-        const Labels& outer = leaves_[blocks[i + 1]];
-        if (inner == outer) {
-          store_.unite(blocks[i], blocks[i + 1]);
-          return false;
-        }
-        if (!std::includes(outer.begin(), outer.end(), inner.begin(), inner.end())) {
-          bad.insert(blocks[i]);
-          bad.insert(blocks[i + 1]);
+    std::map<Label, Labels> blocks_of;  // of a leaf, the smaller ones first
+    given_up_.clear();
+    // Blocks that were compared at one leaf need not be compared at the next.
+    std::set<std::pair<Label, Label>> compared;
+    bool united = false;
+    for (bool changed = true; changed;) {
+      changed = false;
+      blocks_of.clear();
+      compared.clear();
+      for (const auto& [label, leaves] : leaves_)
+        if (!given_up_.contains(label))
+          for (const Label leaf : leaves) blocks_of[leaf].push_back(label);
+      for (auto& [leaf, blocks] : blocks_of) {
+        std::sort(blocks.begin(), blocks.end(), [&](Label a, Label b) {
+          return std::pair(leaves_[a].size(), a) < std::pair(leaves_[b].size(), b);
+        });
+        for (std::size_t i = 0; i + 1 < blocks.size(); ++i) {
+          if (!compared.emplace(blocks[i], blocks[i + 1]).second) continue;
+          const Labels& inner = leaves_[blocks[i]];
+          const Labels& outer = leaves_[blocks[i + 1]];
+          if (inner == outer) {
+            united |= store_.find(blocks[i]) != store_.find(blocks[i + 1]);
+            store_.unite(blocks[i], blocks[i + 1]);
+          } else if (!std::includes(outer.begin(), outer.end(), inner.begin(), inner.end())) {
+            // Of sets that cross, the smaller ones stay where they are.
+            given_up_[blocks[i]] = inner;
+            changed = true;
+          }
         }
       }
     }
-    overlapping_.clear();
-    for (const Label block : bad) {
-      overlapping_.insert(block);
-      overlapping_.insert(leaves_[block].begin(), leaves_[block].end());
-    }
-    children_.clear();
-    has_parent_.clear();
+    if (united) return false;
     std::set<std::pair<Label, Label>> edges;
     for (const auto& [leaf, blocks] : blocks_of) {
       Label child = leaf;
       for (const Label block : blocks) {
-        if (bad.contains(block)) continue;
         edges.emplace(block, child);
         child = block;
       }
@@ -148,11 +154,12 @@ class BlockForest {
   }
 
   LabelStore& store_;
-  std::map<Label, std::set<Label>> content_;
+  std::vector<std::pair<Label, Labels>> blocks_;  // and what they hold
+  std::map<Label, Labels> content_;
   std::map<Label, Labels> leaves_;
   std::map<Label, Labels> children_;
   std::set<Label> has_parent_;
-  std::set<Label> overlapping_;
+  std::map<Label, Labels> given_up_;
 };
 
 class Partitioner {
@@ -202,9 +209,15 @@ class Partitioner {
     for (const auto& [block, members] : store_.blocks()) relevant[store_.find(block)] = true;
     for (Label label = 1; label <= count; ++label)
       if (relevant[label] && store_.find(label) == label) classes_.push_back(label);
-    for (const Label label : classes_) {
-      first_[label] = first_use(label);
-      if (forest_.is_overlapping(label)) marks_[label] += hash_pair(1, ++told_apart_);
+    for (const Label label : classes_) first_[label] = first_use(label);
+    for (const auto& [block, leaves] : forest_.given_up()) {
+      const std::uint64_t mark = hash_pair(1, ++told_apart_);
+      const auto stay = [&](Label label) {
+        marks_[label] += mark;
+        if (why_[label].cause < Cause::kOverlap) why_[label] = {Cause::kOverlap, 0};
+      };
+      stay(block);
+      for (const Label leaf : leaves) stay(leaf);
     }
   }
 
@@ -336,8 +349,7 @@ class Partitioner {
   void pin(Label label) {
     count_output(label);
     if (!is_hidden(label)) return;
-    const bool overlaps = forest_.is_overlapping(label);
-    result_.pinned.emplace_back(label, overlaps ? Distinction{Cause::kOverlap, 0} : why_[label]);
+    result_.pinned.emplace_back(label, why_[label]);
   }
 
   void count_output(Label label) {

@@ -29,11 +29,12 @@ struct UnitPartition {
   std::vector<std::pair<Label, Distinction>> rigid;
 };
 
-/// Partitions what `flow` saw. Blocks of equal content are one; nested blocks make a forest; blocks
-/// that overlap partly are given up and their units pinned. Two labels (or blocks) can be exchanged
-/// when their marks are equal, the content of blocks included: colour refinement on a forest, which
-/// is exact there. More than two levels of blocks are reduced to two by pinning the outermost.
-/// Unites labels in `store`, which must be the flow's.
+/// Partitions what `flow` saw. Blocks of equal content are one; nested blocks make a forest; of
+/// blocks that cross (heads, and what all heads share: rotary positions, one norm for all) the
+/// smaller ones are given up: their content may not leave them. Two labels (or blocks) can be
+/// exchanged when their marks are equal, the content of blocks included: colour refinement on a
+/// forest, which is exact there. More than two levels of blocks are reduced to two by pinning the
+/// outermost. Unites labels in `store`, which must be the flow's.
 UnitPartition partition_units(const UnitFlow& flow, LabelStore& store);
 
 }  // namespace weightsmith
