@@ -18,6 +18,7 @@
 #include "weightsmith/core/stop.h"
 #include "weightsmith/core/threads.h"
 #include "weightsmith/core/version.h"
+#include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
 namespace {
@@ -266,8 +267,7 @@ int guarded(const ToolAbout& about, const Flags& flags, const std::function<void
     return 128 + e.signal();
   } catch (const c10::Error& e) {
     const std::string what = e.what_without_backtrace();
-    if (what.find("out of memory") != std::string::npos ||
-        what.find("can't allocate memory") != std::string::npos) {
+    if (is_out_of_memory(what)) {
       complain(out_of_memory);
       return static_cast<int>(ErrorKind::kNumeric);
     }

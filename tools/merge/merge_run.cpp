@@ -229,9 +229,8 @@ json MergeRun::summary() {
 
 bool MergeRun::needs_activations() const {
   const auto variants = config_.variants();
-  return std::any_of(variants.begin(), variants.end(), [](const MergeVariant& v) {
-    return v.method != MergeMethod::kAverage && v.space != MergeSpace::kWeight;
-  });
+  return std::any_of(variants.begin(), variants.end(),
+                     [](const MergeVariant& v) { return v.uses_activations(); });
 }
 
 Similarity::Scope MergeRun::similarity_scope() const {

@@ -140,7 +140,7 @@ void MergeConfig::validate() const {
   for (const MergeVariant& v : variants()) {
     if (!labels.insert(v.label()).second)
       fail("compare", fmt::format("{} is listed twice", v.label()), "remove one");
-    uses_activations |= v.method != MergeMethod::kAverage && v.space != MergeSpace::kWeight;
+    uses_activations |= v.uses_activations();
   }
   if (uses_activations && !activations.data)
     fail("activations.data", "activation and dual space need data to run the models on",

@@ -96,6 +96,18 @@ TEST_CASE("rules between keys name the key", "[config]") {
       read({{"models", models}, {"space", "weight"}, {"normalization", {{"mode", "none"}}}}));
 }
 
+TEST_CASE("a variant knows what it needs", "[config]") {
+  const auto variant = [](MergeMethod method, MergeSpace space) {
+    return MergeVariant{method, space, 0.5};
+  };
+  CHECK_FALSE(variant(MergeMethod::kAverage, MergeSpace::kDual).matches_units());
+  CHECK_FALSE(variant(MergeMethod::kAverage, MergeSpace::kDual).uses_activations());
+  CHECK(variant(MergeMethod::kAlign, MergeSpace::kWeight).matches_units());
+  CHECK_FALSE(variant(MergeMethod::kAlign, MergeSpace::kWeight).uses_activations());
+  CHECK(variant(MergeMethod::kZip, MergeSpace::kActivation).uses_activations());
+  CHECK(variant(MergeMethod::kZip, MergeSpace::kDual).uses_activations());
+}
+
 TEST_CASE("a variant's label names its folder", "[config]") {
   CHECK(MergeVariant{MergeMethod::kAverage, MergeSpace::kDual, 0.5}.label() == "average");
   CHECK(MergeVariant{MergeMethod::kAlign, MergeSpace::kWeight, 0.5}.label() == "align-weight");
