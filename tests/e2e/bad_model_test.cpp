@@ -40,12 +40,13 @@ fs::path save_state_dict(const fs::path& path) {
 }
 
 /// A network that none of our builtins made; its units are those of `a` and `b`.
-fs::path save_foreign(const fs::path& path, std::int64_t hidden = 6) {
+fs::path save_foreign(const fs::path& path, at::ScalarType type = at::kFloat,
+                      const std::string& activation = "relu") {
   torch::jit::Module net("Net");
-  net.register_parameter("a", at::rand({hidden, 64}), false);
-  net.register_parameter("b", at::rand({10, hidden}), false);
-  net.define(
-      "def forward(self, x):\n    return torch.relu(x.flatten(1).mm(self.a.t())).mm(self.b.t())\n");
+  net.register_parameter("a", at::rand({6, 64}).to(type), false);
+  net.register_parameter("b", at::rand({10, 6}).to(type), false);
+  net.define("def forward(self, x):\n    return torch." + activation +
+             "(x.flatten(1).mm(self.a.t())).mm(self.b.t())\n");
   net.save(path.string());
   return path;
 }
@@ -126,6 +127,22 @@ TEST_CASE("a network whose units are not known asks for a group file, and takes 
   check_failure(merge((folder / "absent.json").string()), "mudsc-merge", 3, {"absent.json"});
   check_nothing_half_written(out);
   summary_of(merge(groups(one(6, "a"))));
+}
+
+TEST_CASE("networks of one shape that compute something else are not merged") {
+  const TemporaryFolder folder;
+  const auto check = [&](const fs::path& first, const fs::path& second,
+                         const std::vector<std::string>& parts) {
+    const std::string file = write_config(folder / "merge.json", plain_merge(first, second));
+    const std::string out = (folder / "out").string();
+    check_failure(mudsc_merge({"--config", file, "--out", out, "--quiet"}), "mudsc-merge", 3,
+                  parts);
+    CHECK_FALSE(fs::exists(out));
+  };
+  const fs::path relu = save_foreign(folder / "relu.pt");
+  check(relu, save_foreign(folder / "tanh.pt", at::kFloat, "tanh"),
+        {"tanh.pt", "relu.pt", "aten::tanh, there aten::relu", "\"weights\""});
+  check(relu, save_foreign(folder / "half.pt", at::kHalf), {"half.pt", "a: Half, there Float"});
 }
 
 TEST_CASE("the trainer refuses a model file as well") {
