@@ -201,11 +201,13 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
                 "see --help for an example");
   OverriddenKeys overridden{{}, fs::current_path()};
   const json raw = raw_config(flags, overridden);
+  refuse_invalid_utf8(raw);
   validate_schema(raw, schema);
   const fs::path base = flags.config.empty() || flags.config == "-"
                             ? fs::current_path()
                             : fs::absolute(flags.config).parent_path();
   const json config = body.resolve(ConfigNode{raw, "", base, &overridden});
+  refuse_invalid_utf8(config);
   if (flags.print_config) return config;
 
   Run::Settings settings;

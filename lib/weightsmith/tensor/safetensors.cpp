@@ -11,11 +11,11 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/json_text.h"
 
 namespace weightsmith {
 namespace fs = std::filesystem;
@@ -25,9 +25,9 @@ static_assert(std::endian::native == std::endian::little, "the format's data are
 
 constexpr std::uint64_t kLengthBytes = 8;
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // as in the format's description
-constexpr int kMaxHeaderDepth = 3;                      // header > tensor > shape
 constexpr std::size_t kMaxDimensions = 64;              // what LibTorch's kernels can iterate over
 constexpr const char* kMetadataKey = "__metadata__";
+constexpr const char* kRemedy = "copy or make the file again";
 
 constexpr std::array<std::pair<const char*, at::ScalarType>, 10> kDtypes{{
     {"F64", at::kDouble},
@@ -89,7 +89,8 @@ class HeaderReader {
     if (!in) fail("cannot read the header");
 
     ParsedHeader parsed;
-    const nlohmann::json json = parse_json(text);
+    const nlohmann::json json =
+        parse_json(text, ErrorKind::kInput, path_.string() + ": its header", kRemedy);
     if (!json.is_object()) fail("the header is not a JSON object");
     for (const auto& [name, entry] : json.items()) {
       if (name == kMetadataKey)
@@ -101,8 +102,7 @@ class HeaderReader {
     return parsed;
   }
 
-  [[noreturn]] void fail(const std::string& what,
-                         const char* remedy = "copy or make the file again") const {
+  [[noreturn]] void fail(const std::string& what, const char* remedy = kRemedy) const {
     throw Error(ErrorKind::kInput, path_.string(), what, remedy);
   }
   [[noreturn]] void fail_tensor(const std::string& name, const std::string& what) const {
@@ -110,29 +110,6 @@ class HeaderReader {
   }
 
  private:
-  /// The parser would keep the last of two equal keys, and so hide the first one's data.
-  nlohmann::json parse_json(const std::string& text) const {
-    using Event = nlohmann::json::parse_event_t;
-    std::vector<std::set<std::string>> keys;
-    try {
-      return nlohmann::json::parse(text, [&](int depth, Event event, nlohmann::json& value) {
-        if (depth > kMaxHeaderDepth) fail("the header is nested too deeply");
-        if (event == Event::object_start) {
-          keys.emplace_back();
-        } else if (event == Event::object_end) {
-          keys.pop_back();
-        } else if (event == Event::key) {
-          auto name = value.get<std::string>();
-          if (!keys.back().insert(name).second)
-            fail(fmt::format("\"{}\" occurs twice in the header", name));
-        }
-        return true;
-      });
-    } catch (const nlohmann::json::exception&) {
-      fail("the header is not valid JSON");
-    }
-  }
-
   void read_metadata(const nlohmann::json& entry, SafetensorsHeader& header) const {
     if (!entry.is_object()) fail("the header's __metadata__ is not an object");
     for (const auto& [key, value] : entry.items()) {

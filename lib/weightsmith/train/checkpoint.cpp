@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/json_text.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -80,7 +81,7 @@ Checkpoint read_checkpoint(const fs::path& path) {
     throw Error(ErrorKind::kInput, path.string(), "not a checkpoint of lookaround-train", remedy);
   Checkpoint c;
   try {
-    const nlohmann::json state = nlohmann::json::parse(it->second);
+    const nlohmann::json state = parse_json(it->second, ErrorKind::kInput, path.string(), remedy);
     if (const int version = state.at("version").get<int>(); version != kVersion)
       throw Error(ErrorKind::kInput, path.string(),
                   fmt::format("checkpoint of version {}, expected {}", version, kVersion),
