@@ -201,10 +201,18 @@ void MergeRun::save(const MergeVariant& variant, const MatchResult& matched,
   const auto folder =
       config_.compare.empty() ? run_.settings().out : run_.settings().out / variant.label();
   make_folder(folder);
-  write_text_atomically(folder / "groups.json", unit_groups_to_json(groups_).dump(2) + "\n");
-  write_matchings(folder / "matching.safetensors", groups_, matched.matchings);
-  write_safetensors(folder / "merged.safetensors", merged.state_dict());
-  merged.save(folder / "merged.pt");
+  const auto write = [&](const char* name, const auto& writer) {
+    writer(folder / name);
+    run_.wrote(folder / name);
+  };
+  write("groups.json", [&](const auto& path) {
+    write_text_atomically(path, unit_groups_to_json(groups_).dump(2) + "\n");
+  });
+  write("matching.safetensors",
+        [&](const auto& path) { write_matchings(path, groups_, matched.matchings); });
+  write("merged.safetensors",
+        [&](const auto& path) { write_safetensors(path, merged.state_dict()); });
+  write("merged.pt", [&](const auto& path) { merged.save(path); });
   variants_.back()["model"] = (folder / "merged.pt").string();
 }
 
@@ -221,8 +229,11 @@ json MergeRun::summary() {
     for (const Evaluation& e : scores) row.push_back(fmt::format("{:.1f}", 100 * e.accuracy));
     table.add_row(row);
   }
-  write_text_atomically(run_.settings().out / "table.md", table.markdown());
-  write_text_atomically(run_.settings().out / "table.csv", table.csv());
+  for (const auto& [name, text] :
+       {std::pair{"table.md", table.markdown()}, {"table.csv", table.csv()}}) {
+    write_text_atomically(run_.settings().out / name, text);
+    run_.wrote(run_.settings().out / name);
+  }
   run_.show(table.markdown());
   return summary;
 }
