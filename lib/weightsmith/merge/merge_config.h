@@ -78,7 +78,7 @@ nlohmann::json to_config(const IterationConfig& config);
 
 struct NormalizationConfig {
   NormalizationMode mode = NormalizationMode::kReset;
-  std::optional<DataConfig> data;  ///< default: the data of `activations`
+  std::optional<DataConfig> data;  ///< default: the data of `activations`; needed with batch norm
   std::int64_t batch_size = 128;
 };
 void from_config(const ConfigNode& node, NormalizationConfig& config);

@@ -48,6 +48,11 @@ const char* find_dtype_name(at::ScalarType dtype) {
   return it == kDtypes.end() ? nullptr : it->first;
 }
 
+bool is_storable(const at::Tensor& tensor) {
+  return tensor.layout() == at::kStrided && !tensor.is_quantized() &&
+         find_dtype_name(tensor.scalar_type()) != nullptr;
+}
+
 /// Where one tensor's bytes lie, counted from the end of the header.
 struct Extent {
   std::string name;
@@ -230,6 +235,14 @@ SafetensorsHeader read_safetensors_header(const fs::path& path) {
   return HeaderReader(path).read(in).header;
 }
 
+void check_storable(const TensorMap& tensors, const std::string& where) {
+  for (const auto& [name, tensor] : tensors)
+    if (!is_storable(tensor))
+      throw Error(ErrorKind::kInput, where,
+                  fmt::format("{} is {}, which no result could hold", name, tensor.toString()),
+                  "use a network of real, dense, unquantised tensors");
+}
+
 void write_safetensors(const fs::path& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata) {
   const auto fail_tensor = [&](const std::string& name, const std::string& what) {
@@ -240,8 +253,7 @@ void write_safetensors(const fs::path& path, const TensorMap& tensors,
     const auto& [name, tensor] = item;
     if (name == kMetadataKey) fail_tensor(name, "this name is reserved by safetensors");
     if (!tensor.defined()) fail_tensor(name, "is undefined");
-    if (tensor.layout() != at::kStrided || tensor.is_quantized() ||
-        find_dtype_name(tensor.scalar_type()) == nullptr)
+    if (!is_storable(tensor))
       fail_tensor(name, fmt::format("safetensors cannot hold {}", tensor.toString()));
     order.push_back(&item);
   }
