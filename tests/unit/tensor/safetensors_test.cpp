@@ -213,8 +213,9 @@ TEST_CASE("what safetensors cannot hold can be told before it is written", "[saf
   expect_error(ErrorKind::kInput, {"net.pt: b is CPUComplexFloatType", "real"}, [] {
     check_storable({{"a", at::ones({2})}, {"b", at::ones({2}, at::kComplexFloat)}}, "net.pt");
   });
-  expect_error(ErrorKind::kInput, {"net.pt: s is Sparse"},
-               [] { check_storable({{"s", at::eye(2).to_sparse()}}, "net.pt"); });
+  expect_error(ErrorKind::kInput, {"net.pt: s is Sparse"}, [] {
+    check_storable({{"s", at::eye(2).to_sparse()}}, "net.pt");
+  });
 }
 
 TEST_CASE("what safetensors cannot hold or the disk cannot take is an output error",
