@@ -33,7 +33,10 @@ nlohmann::json train_network(const TrainConfig& config, Run& run) {
     run.start();
     for (const auto& path : inputs) run.record().add_input(path);
   };
-  return train_result_json(train(config, options, run.progress()));
+  const TrainResult result = train(config, options, run.progress());
+  for (const auto& path : {result.model, result.weights, config.out / "metrics.jsonl"})
+    run.wrote(path);
+  return train_result_json(result);
 }
 
 }  // namespace

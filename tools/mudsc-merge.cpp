@@ -24,6 +24,7 @@ nlohmann::json merge(const MergeConfig& config, Run& run) {
   job.load_models();
   job.derive_unit_groups();
   job.load_data();
+  job.try_out();
   if (run.settings().dry_run) return job.plan();
   run.start();
 

@@ -89,6 +89,22 @@ TEST_CASE("JSON that does not parse is answered with its line") {
   bad.check_file(R"({"optimizer": {"lr": 1, "lr": 2}})", {"\"lr\" is given twice"});
 }
 
+TEST_CASE("JSON nested beyond sense is answered") {
+  BadConfig bad;
+  constexpr std::size_t kDepth = 300'000;
+  bad.check_file(R"({"data": )" + std::string(kDepth, '[') + std::string(kDepth, ']') + "}",
+                 {"bad.json", "nested more than 100 deep"});
+  bad.check_set("data=" + std::string(50'000, '[') + std::string(50'000, ']'),
+                {"--set data", "nested more than 100 deep"});
+}
+
+TEST_CASE("paths that no JSON file could hold are answered") {
+  BadConfig bad;
+  bad.check({"--config", "good.json", "--out", "caf\xe9"}, {"out", "UTF-8", "rename"});
+  bad.check({"--config", "good.json", "--out", "out", "--set", "model=caf\xe9.pt"},
+            {"model", "UTF-8"});
+}
+
 TEST_CASE("a command line that makes no sense is answered") {
   BadConfig bad;
   bad.check({}, {"--config: no configuration given", "--help"});

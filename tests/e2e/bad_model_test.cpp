@@ -10,6 +10,7 @@
 #include "support/temporary_folder.h"
 #include "tools.h"
 #include "weightsmith/model/script_model.h"
+#include "weightsmith/tensor/tensor_map.h"
 
 using namespace weightsmith;
 using namespace weightsmith::testing;
@@ -40,12 +41,13 @@ fs::path save_state_dict(const fs::path& path) {
 }
 
 /// A network that none of our builtins made; its units are those of `a` and `b`.
-fs::path save_foreign(const fs::path& path, std::int64_t hidden = 6) {
+fs::path save_foreign(const fs::path& path, at::ScalarType type = at::kFloat,
+                      const std::string& activation = "relu") {
   torch::jit::Module net("Net");
-  net.register_parameter("a", at::rand({hidden, 64}), false);
-  net.register_parameter("b", at::rand({10, hidden}), false);
-  net.define(
-      "def forward(self, x):\n    return torch.relu(x.flatten(1).mm(self.a.t())).mm(self.b.t())\n");
+  net.register_parameter("a", at::rand({6, 64}).to(type), false);
+  net.register_parameter("b", at::rand({10, 6}).to(type), false);
+  net.define("def forward(self, x):\n    return torch." + activation +
+             "(x.flatten(1).mm(self.a.t())).mm(self.b.t())\n");
   net.save(path.string());
   return path;
 }
@@ -126,6 +128,86 @@ TEST_CASE("a network whose units are not known asks for a group file, and takes 
   check_failure(merge((folder / "absent.json").string()), "mudsc-merge", 3, {"absent.json"});
   check_nothing_half_written(out);
   summary_of(merge(groups(one(6, "a"))));
+}
+
+TEST_CASE("networks of one shape that compute something else are not merged") {
+  const TemporaryFolder folder;
+  const auto check = [&](const fs::path& first, const fs::path& second,
+                         const std::vector<std::string>& parts) {
+    const std::string file = write_config(folder / "merge.json", plain_merge(first, second));
+    const std::string out = (folder / "out").string();
+    check_failure(mudsc_merge({"--config", file, "--out", out, "--quiet"}), "mudsc-merge", 3,
+                  parts);
+    CHECK_FALSE(fs::exists(out));
+  };
+  const fs::path relu = save_foreign(folder / "relu.pt");
+  check(relu, save_foreign(folder / "tanh.pt", at::kFloat, "tanh"),
+        {"tanh.pt", "relu.pt", "aten::tanh, there aten::relu", "\"weights\""});
+  check(relu, save_foreign(folder / "half.pt", at::kHalf), {"half.pt", "a: Half, there Float"});
+  const fs::path complex = save_foreign(folder / "complex.pt", at::kComplexFloat);
+  check(complex, complex, {"complex.pt", "a is CPUComplexFloat"});
+}
+
+TEST_CASE("the plain average asks for no unit groups") {
+  const TemporaryFolder folder;
+  const fs::path a = save_foreign(folder / "a.pt");
+  const fs::path b = save_foreign(folder / "b.pt");
+  json config = plain_merge(a, b);
+  config.erase(
+      "normalization");  // without batch norm there is nothing to reset, and no data to miss
+  const std::string file = write_config(folder / "merge.json", config);
+  const fs::path out = folder / "out";
+  summary_of(mudsc_merge({"--config", file, "--out", out.string(), "--quiet"}));
+  const TensorMap merged = load_archive(out / "merged.pt").state_dict();
+  const TensorMap first = load_archive(a).state_dict();
+  const TensorMap second = load_archive(b).state_dict();
+  for (const auto& [name, tensor] : merged)
+    CHECK(at::allclose(tensor, (first.at(name) + second.at(name)) / 2));
+  CHECK(json::parse(read_bytes(out / "groups.json"))["groups"].empty());
+}
+
+TEST_CASE("a dry run sends samples through models and taps") {
+  const TemporaryFolder folder;
+  json config = plain_merge(save_foreign(folder / "a.pt"), save_foreign(folder / "b.pt"));
+  config["method"] = "align";
+  config["space"] = "activation";
+  config["activations"] = {{"data", {{"split", "train"}, {"limit", 20}}}};
+  config["groups"] = "groups.json";
+  const std::string file = write_config(folder / "merge.json", config);
+  const auto dry_run = [&](const json& tap, std::vector<std::string> more = {}) {
+    write_config(folder / "groups.json",
+                 {{"groups",
+                   {{{"name", "hidden"},
+                     {"units", 6},
+                     {"tap", tap},
+                     {"members",
+                      {{{"parameter", "a"}, {"axis", 0}}, {{"parameter", "b"}, {"axis", 1}}}}}}}});
+    more.insert(more.end(),
+                {"--config", file, "--out", (folder / "out").string(), "--dry-run", "--quiet"});
+    return mudsc_merge(more);
+  };
+  CHECK(summary_of(dry_run("b/input"))["activation_samples"] == 20);
+  check_failure(dry_run("c/input"), "mudsc-merge", 3, {"a.pt", "c/input"});
+  check_failure(dry_run("b/output"), "mudsc-merge", 3, {"hidden", "b/output", "[2, 10]"});
+  check_failure(dry_run("b/input", {"--set", "activations.data.resize=9"}), "mudsc-merge", 3,
+                {"a.pt", "81"});
+  const json set = {{{"name", "all"}, {"data", {{"split", "test"}, {"resize", 7}}}}};
+  check_failure(dry_run("b/input", {"--set", "evaluation.sets=" + set.dump()}), "mudsc-merge", 3,
+                {"a.pt", "49"});
+  CHECK_FALSE(fs::exists(folder / "out"));
+}
+
+TEST_CASE("resetting batch norms asks for data where there are some") {
+  const TemporaryFolder folder;
+  const json small = {{"width", 4}};
+  json config = plain_merge(save_builtin(folder / "a.pt", "convnet", small, 1),
+                            save_builtin(folder / "b.pt", "convnet", small, 2));
+  config.erase("normalization");
+  const std::string file = write_config(folder / "merge.json", config);
+  const std::string out = (folder / "out").string();
+  check_failure(mudsc_merge({"--config", file, "--out", out, "--quiet"}), "mudsc-merge", 2,
+                {"normalization.data", "batch norms", "normalization.mode"});
+  CHECK_FALSE(fs::exists(out));
 }
 
 TEST_CASE("the trainer refuses a model file as well") {

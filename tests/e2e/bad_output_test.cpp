@@ -133,6 +133,27 @@ TEST_CASE("a full disk") {
   if (!tried) WARN("this process may not mount: a full disk is not tried");
 }
 
+TEST_CASE("a standard output that is closed or full") {
+  const TemporaryFolder folder;
+  const std::string file = write_config(folder / "train.json", small_training());
+  for (const char* redirection : {">&-", "2>&- >&-", "<&- >&- 2>&-", ">/dev/full"}) {
+    INFO(redirection);
+    const fs::path out = folder / "out";
+    const ProgramResult result = lookaround_train_redirected(
+        redirection, {"--config", file, "--out", out.string(), "--overwrite"});
+    CHECK(result.exit_code == 4);
+    CHECK(result.out.empty());
+    if (std::string(redirection).find("2>") == std::string::npos)
+      CHECK_THAT(result.err, Catch::Contains("standard output: cannot write the summary"));
+    // It went nowhere else: everything is as after any other run.
+    CHECK(json::accept(read_bytes(out / "results.json")));
+    CHECK(read_bytes(out / "log.txt").find("\"parameters\"") == std::string::npos);
+    for (const std::string& name : files_under(out))
+      if (name.ends_with(".pt")) CHECK_NOTHROW(load_archive(out / name));
+  }
+  CHECK(lookaround_train_redirected(">&-", {"--help"}).exit_code == 4);
+}
+
 TEST_CASE("a log that cannot be written") {
   const TemporaryFolder folder;
   const std::string file = write_config(folder / "train.json", small_training());

@@ -91,4 +91,10 @@ TEST_CASE("match refuses what it cannot match") {
   write_safetensors(folder / "nan.safetensors",
                     {{"sims", at::full({4, 4}, std::numeric_limits<float>::quiet_NaN())}});
   refuse(5, {(folder / "nan.safetensors").string()}, {"nan.safetensors"});
+  // Of all pairs align needs those across models alone.
+  at::Tensor inside = at::eye(4);
+  inside[3][2] = std::numeric_limits<float>::infinity();
+  write_safetensors(folder / "inside.safetensors", {{"sims", inside}});
+  refuse(5, {(folder / "inside.safetensors").string(), "--method", "align"},
+         {"inside.safetensors", "stacked units 3 and 2 is inf"});
 }

@@ -214,9 +214,78 @@ TEST_CASE("Ctrl-C in mid-merge ends with 130 and leaves whole files") {
   CHECK(std::count(result.err.begin(), result.err.end(), '\n') == 1);
   check_nothing_half_written(out);
   CHECK_FALSE(fs::exists(out / "zip-dual-0.5"));
+  const json outputs = json::parse(read_bytes(out / "run.json"))["outputs"];
+  CHECK(std::find(outputs.begin(), outputs.end(), "average/merged.pt") != outputs.end());
 
   summary_of(mudsc_merge({"--config", file, "--out", print(out), "--quiet", "--resume"}));
   CHECK(fs::exists(out / "zip-dual-0.5" / "merged.pt"));
+}
+
+TEST_CASE("a run that replaces another removes what that one wrote, and nothing else") {
+  const TemporaryFolder folder;
+  json config = plain_merge(save_mlp(folder / "a.pt", 1), save_mlp(folder / "b.pt", 2));
+  config["compare"] = {{{"method", "average"}},
+                       {{"method", "align"}, {"space", "weight"}},
+                       {{"method", "zip"}, {"space", "weight"}}};
+  const std::string file = write_config(folder / "merge.json", config);
+  const fs::path out = folder / "out";
+  const auto merge = [&](std::vector<std::string> more) {
+    std::vector<std::string> arguments{"--config", file, "--out", print(out), "--quiet"};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return mudsc_merge(arguments);
+  };
+  summary_of(merge({}));
+  const json first = json::parse(read_bytes(out / "run.json"))["outputs"];
+  CHECK(first.size() == 12);
+  write_bytes(out / "notes.txt", "mine");
+  write_bytes(out / "zip-weight" / "notes.txt", "mine");
+  // A link in place of a folder of ours leads to files that are not ours.
+  fs::create_directories(folder / "elsewhere");
+  fs::rename(out / "align-weight", folder / "elsewhere" / "align-weight");
+  fs::create_directory_symlink(folder / "elsewhere" / "align-weight", out / "align-weight");
+
+  const std::vector<std::string> replace{"--overwrite", "--set",
+                                         R"(compare=[{"method":"average"}])"};
+  summary_of(merge(replace));
+  CHECK(files_under(out) ==
+        std::vector<std::string>{"average/groups.json", "average/matching.safetensors",
+                                 "average/merged.pt", "average/merged.safetensors", "config.json",
+                                 "log.txt", "notes.txt", "results.json", "run.json",
+                                 "zip-weight/notes.txt"});
+  CHECK(fs::exists(folder / "elsewhere" / "align-weight" / "merged.pt"));
+
+  // What names files outside, or comes from another tool, is not believed.
+  json record = json::parse(read_bytes(out / "run.json"));
+  record["outputs"] = {"../a.pt", print(folder / "b.pt"), "notes.txt/../notes.txt", "zip-weight"};
+  write_config(out / "run.json", record);
+  summary_of(merge(replace));
+  record["tool"] = "lookaround-train";
+  record["outputs"] = {"notes.txt"};
+  write_config(out / "run.json", record);
+  summary_of(merge(replace));
+  for (const fs::path& path :
+       {folder / "a.pt", folder / "b.pt", out / "notes.txt", out / "zip-weight" / "notes.txt"})
+    CHECK(fs::exists(path));
+}
+
+TEST_CASE("a run that replaces another leaves what it is made of") {
+  const TemporaryFolder folder;
+  json config = plain_merge(save_mlp(folder / "a.pt", 1), save_mlp(folder / "b.pt", 2));
+  config["compare"] = {{{"method", "average"}}, {{"method", "zip"}, {"space", "weight"}}};
+  const fs::path out = folder / "out";
+  const auto merge = [&] {
+    const std::string file = write_config(folder / "merge.json", config);
+    summary_of(mudsc_merge({"--config", file, "--out", print(out), "--overwrite", "--quiet"}));
+  };
+  merge();
+  fs::create_directory_symlink(out, folder / "link");
+  config["models"][0]["script"] = print(folder / "link" / "zip-weight" / "merged.pt");
+  config["compare"] = {{{"method", "average"}}};
+  merge();
+  CHECK(files_under(out) ==
+        std::vector<std::string>{"average/groups.json", "average/matching.safetensors",
+                                 "average/merged.pt", "average/merged.safetensors", "config.json",
+                                 "log.txt", "results.json", "run.json", "zip-weight/merged.pt"});
 }
 
 TEST_CASE("a dry run of a merge checks, plans and writes nothing") {

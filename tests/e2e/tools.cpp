@@ -28,6 +28,13 @@ ProgramResult lookaround_train(const std::vector<std::string>& arguments, Progra
   return run_quietly(LOOKAROUND_TRAIN, arguments, std::move(options));
 }
 
+ProgramResult lookaround_train_redirected(const std::string& redirection,
+                                          std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(),
+                   {"-c", "exec \"$0\" \"$@\" " + redirection, LOOKAROUND_TRAIN});
+  return run_quietly("/bin/sh", arguments, {});
+}
+
 ProgramResult mudsc_merge(const std::vector<std::string>& arguments, ProgramOptions options) {
   return run_quietly(MUDSC_MERGE, arguments, std::move(options));
 }

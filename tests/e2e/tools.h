@@ -14,6 +14,9 @@ namespace weightsmith::testing {
 /// The tools' own processes keep to one thread that does not spin, unless `options` says otherwise.
 ProgramResult lookaround_train(const std::vector<std::string>& arguments,
                                ProgramOptions options = {});
+/// In a shell, with a redirection like ">&-".
+ProgramResult lookaround_train_redirected(const std::string& redirection,
+                                          std::vector<std::string> arguments);
 ProgramResult mudsc_merge(const std::vector<std::string>& arguments, ProgramOptions options = {});
 
 /// Checks that a run ended with 0 and printed one JSON object; returns it.

@@ -124,6 +124,21 @@ TEST_CASE("run.json names every file that a training read") {
     CHECK(inputs.value((folder / name).string(), "") == sha256_of_file(folder / name));
 }
 
+TEST_CASE("run.json knows a configuration that can be read only once") {
+  const TemporaryFolder folder;
+  json config = small_training();
+  config["epochs"] = 1;
+  ProgramOptions options;
+  options.input = config.dump();
+  for (const std::string name : {"-", "/dev/stdin"}) {
+    INFO(name);
+    summary_of(lookaround_train(
+        {"--config", name, "--out", (folder / "out").string(), "--overwrite", "--quiet"}, options));
+    CHECK(json::parse(read_bytes(folder / "out" / "run.json"))["inputs_sha256"][name] ==
+          sha256_of_text(options.input));
+  }
+}
+
 TEST_CASE("a finished run is refused, reused or replaced") {
   const TemporaryFolder folder;
   const std::string file = write_config(folder / "train.json", small_training());
@@ -144,6 +159,14 @@ TEST_CASE("a finished run is refused, reused or replaced") {
   check_failure(train({"--resume", "--set", "optimizer.lr=0.2"}), "lookaround-train", 2,
                 {out, "optimizer.lr", "--overwrite"});
   CHECK(written() == when);
+
+  const std::string results = read_bytes(folder / "out" / "results.json");
+  for (const std::string& damaged : {results.substr(0, results.size() / 2), std::string("[1]")}) {
+    write_bytes(folder / "out" / "results.json", damaged);
+    check_failure(train({"--resume"}), "lookaround-train", 3, {"results.json", "--overwrite"});
+  }
+  write_bytes(folder / "out" / "results.json", results);
+  CHECK(summary_of(train({"--resume"})) == first);
 
   const json second = summary_of(train({"--overwrite", "--set", "epochs=1"}));
   CHECK(second["epochs"] == 1);

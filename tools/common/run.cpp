@@ -12,6 +12,15 @@ Run::Run(const std::string& tool, Settings settings, Progress& progress)
               static_cast<std::int64_t>(settings_.seed)),
       progress_(progress) {}
 
+void Run::start() {
+  start_();
+  started_ = true;
+}
+
+void Run::wrote(const std::filesystem::path& path) {
+  outputs_.insert(path.lexically_relative(settings_.out).string());
+}
+
 void Run::show(const std::string& text) {
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) spdlog::info("{}", line);

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
+#include <set>
 #include <string>
 
 #include "weightsmith/core/progress.h"
@@ -35,8 +36,15 @@ class Run {
 
   /// The body calls this when everything that may refuse the run has been checked, before it
   /// writes: the output folder becomes this run's. Not with --dry-run.
-  void start() { start_(); }
+  void start();
+  bool started() const { return started_; }
   void on_start(std::function<void()> action) { start_ = std::move(action); }
+
+  /// Notes a file below `out` that the body wrote: it belongs to this run, and goes when another
+  /// run replaces it.
+  void wrote(const std::filesystem::path& path);
+  /// All of them, relative to `out`.
+  const std::set<std::string>& outputs() const { return outputs_; }
 
   /// Writes the table a person wants to see at the end to standard error.
   void show(const std::string& text);
@@ -46,6 +54,8 @@ class Run {
   RunRecord record_;
   Progress& progress_;
   std::function<void()> start_;
+  bool started_ = false;
+  std::set<std::string> outputs_;
 };
 
 }  // namespace weightsmith

@@ -6,18 +6,24 @@
 #include <spdlog/spdlog.h>
 #include <torch/cuda.h>
 
+#include <fcntl.h>
 #include <unistd.h>
+#include <cerrno>
 #include <csignal>
 #include <iostream>
 #include <new>
 #include <optional>
+#include <set>
 
+#include "common/run_folder.h"
 #include "common/terminal_progress.h"
 #include "weightsmith/config/config_file.h"
 #include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/sha256.h"
 #include "weightsmith/core/stop.h"
 #include "weightsmith/core/threads.h"
 #include "weightsmith/core/version.h"
+#include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
 namespace {
@@ -72,6 +78,16 @@ void add_flags(CLI::App& app, Flags& flags) {
   app.add_flag("-v,--verbose", flags.verbose, "Print more, and stack traces of errors");
   app.add_option("--log-file", flags.log_file, "Also write the log to this file")
       ->type_name("FILE");
+}
+
+/// A standard stream that the caller closed would be the next file to be opened, and what is meant
+/// for it would land there. Reading from standard input and writing to standard output fail
+/// instead.
+void hold_standard_streams() {
+  // Descriptors are given out from the lowest.
+  for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+    if (::fcntl(stream, F_GETFD) < 0 && errno == EBADF)
+      ::open("/dev/null", stream == STDOUT_FILENO ? O_RDONLY : O_WRONLY);
 }
 
 extern "C" void weightsmith_on_signal(int signal) {
@@ -142,8 +158,8 @@ at::Device parse_device(const std::string& text) {
 }
 
 /// The configuration with everything the command line changed, not yet resolved.
-json raw_config(const Flags& flags, OverriddenKeys& overridden) {
-  json config = flags.config.empty() ? json::object() : read_json(flags.config);
+json raw_config(const Flags& flags, const std::string& text, OverriddenKeys& overridden) {
+  json config = flags.config.empty() ? json::object() : parse_config(text, flags.config);
   if (!config.is_object())
     throw Error(ErrorKind::kConfig, flags.config, "the configuration must be a JSON object",
                 "see --print-schema");
@@ -159,38 +175,31 @@ json raw_config(const Flags& flags, OverriddenKeys& overridden) {
   return config;
 }
 
-/// A finished run is never mixed with another: refused, reused (its summary is returned) or
-/// replaced.
-std::optional<json> finished_run(const fs::path& out, const Flags& flags, const json& config) {
-  const fs::path results = out / "results.json";
-  if (!fs::exists(results)) return std::nullopt;
-  if (flags.resume) {
-    const json before =
-        json::parse(read_text(out / "config.json"), nullptr, /*allow_exceptions=*/false);
-    if (const std::string key = first_difference(before, config); !key.empty())
-      throw Error(ErrorKind::kConfig, out.string(),
-                  fmt::format("holds a finished run of another configuration: \"{}\" differs", key),
-                  "choose another --out, or --overwrite");
-    spdlog::info("{} holds this run already: nothing to do", out.string());
-    return json::parse(read_text(results));
-  }
-  if (!flags.overwrite)
-    throw Error(ErrorKind::kConfig, out.string(), "already holds a finished run",
-                "--resume to reuse it, --overwrite to replace it, or choose another --out");
-  return std::nullopt;
+/// What `file` is called below `out`, also if a link leads there; anything else if it is not below.
+std::string name_below(const fs::path& out, const fs::path& file) {
+  std::error_code missing;
+  return fs::canonical(file, missing).lexically_relative(fs::canonical(out, missing)).string();
 }
 
-/// Makes `out` the folder of this run. Called once everything that may refuse the run has been
-/// checked, so that a refusal leaves an earlier run as it was.
-void claim_folder(const fs::path& out, const json& config) {
-  make_folder(out);
-  // The old run stops being "finished" before the first of its files is replaced.
-  const fs::path results = out / "results.json";
-  std::error_code error;
-  if (fs::exists(results) && !fs::remove(results, error))
-    throw Error(ErrorKind::kOutput, results.string(), "cannot be replaced", error.message());
-  log_to_file(out / "log.txt");
-  write_text_atomically(out / "config.json", config.dump(2) + "\n");
+/// run.json. `former`: files of runs before this one, which a later --overwrite is to find.
+void write_record(Run& run, const std::set<std::string>& former) {
+  for (const auto* files : {&run.outputs(), &former})
+    for (const std::string& name : *files) run.record().add_output(name);
+  // Of files that no configuration names (--config, an environment's folder) any name will do.
+  write_text_atomically(
+      run.settings().out / "run.json",
+      run.record().to_json().dump(2, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace) +
+          "\n");
+}
+
+/// What a run that ends before its time wrote is known to the next; the failure itself matters more
+/// than whether this can be written.
+void write_record_of_failure(Run& run, const std::set<std::string>& former) {
+  try {
+    write_record(run, former);
+  } catch (const Error& e) {
+    spdlog::debug("{}", e.what());
+  }
 }
 
 json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& flags,
@@ -199,12 +208,15 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
     throw Error(ErrorKind::kConfig, "--config", "no configuration given",
                 "see --help for an example");
   OverriddenKeys overridden{{}, fs::current_path()};
-  const json raw = raw_config(flags, overridden);
+  const std::string text = flags.config.empty() ? "" : read_config_text(flags.config);
+  const json raw = raw_config(flags, text, overridden);
+  refuse_invalid_utf8(raw);
   validate_schema(raw, schema);
   const fs::path base = flags.config.empty() || flags.config == "-"
                             ? fs::current_path()
                             : fs::absolute(flags.config).parent_path();
   const json config = body.resolve(ConfigNode{raw, "", base, &overridden});
+  refuse_invalid_utf8(config);
   if (flags.print_config) return config;
 
   Run::Settings settings;
@@ -220,20 +232,39 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
   if (settings.out.empty())
     throw Error(ErrorKind::kConfig, "out", "no folder for the results", "--out DIR");
 
+  const fs::path& out = settings.out;
   if (!flags.dry_run) {
-    if (auto summary = finished_run(settings.out, flags, config)) return *summary;
+    if (auto summary = finished_run(out, {flags.resume, flags.overwrite}, config)) return *summary;
   }
   Run run(about.name, settings, progress);
-  run.on_start([&] { claim_folder(settings.out, config); });
+  std::set<std::string> former;
+  run.on_start([&] {
+    former = former_outputs(out, about.name);
+    claim_folder(out, config);
+    log_to_file(out / "log.txt");
+  });
   progress.on_phase_end(
       [&run](const std::string& phase, double seconds) { run.record().add_phase(phase, seconds); });
-  if (!flags.config.empty() && flags.config != "-") run.record().add_input(flags.config);
-  const json summary = body.body(run);
-  if (!flags.dry_run) {
-    write_text_atomically(settings.out / "run.json", run.record().to_json().dump(2) + "\n");
-    write_text_atomically(settings.out / "results.json",
-                          summary.dump(2) + "\n");  // last: it marks the run finished
+  // Of what was read, not of the file: from a pipe there is nothing left to read.
+  if (!flags.config.empty()) run.record().add_input(flags.config, sha256_of_text(text));
+  json summary;
+  try {
+    summary = body.body(run);
+  } catch (...) {
+    if (run.started()) write_record_of_failure(run, former);
+    throw;
   }
+  if (flags.dry_run) return summary;
+  for (const std::string& name : run.outputs()) former.erase(name);
+  if (flags.overwrite) {
+    // A result of the former run may be what this one is made of.
+    for (const auto& [input, hash] : run.record().inputs()) former.erase(name_below(out, input));
+    remove_outputs(out, former);
+    former.clear();
+  }
+  write_record(run, former);
+  write_text_atomically(out / "results.json",
+                        summary.dump(2) + "\n");  // last: it marks the run finished
   return summary;
 }
 
@@ -266,8 +297,7 @@ int guarded(const ToolAbout& about, const Flags& flags, const std::function<void
     return 128 + e.signal();
   } catch (const c10::Error& e) {
     const std::string what = e.what_without_backtrace();
-    if (what.find("out of memory") != std::string::npos ||
-        what.find("can't allocate memory") != std::string::npos) {
+    if (is_out_of_memory(what)) {
       complain(out_of_memory);
       return static_cast<int>(ErrorKind::kNumeric);
     }
@@ -289,6 +319,7 @@ int guarded(const ToolAbout& about, const Flags& flags, const std::function<void
 
 int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody& body,
                   const std::vector<Command>& commands) {
+  hold_standard_streams();
   CLI::App app(about.description, about.name);
   Flags flags;
   add_flags(app, flags);
@@ -312,7 +343,8 @@ int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody&
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& e) {
-    return app.exit(e);  // --help, --version
+    const int code = app.exit(e);  // --help, --version
+    return std::cout.flush() ? code : static_cast<int>(ErrorKind::kOutput);
   } catch (const CLI::ParseError& e) {
     std::cerr << about.name << ": error: command line: " << e.what() << " (see " << about.name
               << " --help)\n";

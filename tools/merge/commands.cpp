@@ -27,6 +27,7 @@ nlohmann::json run_match(const MatchFlags& flags, Run& run) {
     throw Error(ErrorKind::kInput, flags.file, "holds no tensor called \"sims\"",
                 "store the similarity matrix under that name");
   const Similarity similarity = all_pairs_similarity(sims->second, flags.models, flags.file);
+  check_finite(similarity, flags.file);
   Matching matching;
   double best_s = std::numeric_limits<double>::infinity();
   Phase phase(run.progress(), "match", flags.repeat, "runs");

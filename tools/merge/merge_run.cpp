@@ -7,6 +7,7 @@
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/match/zip.h"
+#include "weightsmith/model/batch_norms.h"
 #include "weightsmith/report/table.h"
 #include "weightsmith/tensor/safetensors.h"
 
@@ -29,11 +30,20 @@ void MergeRun::load_models() {
       if (!path.empty()) run_.record().add_input(path);
     phase.update(static_cast<std::int64_t>(i) + 1);
   }
+  for (const ScriptModel& model : models_) check_storable(model.state_dict(), model.where());
   check_same_architecture(models_);
   check_finite(models_);
+  const ScriptModel& first = models_.front();
+  has_batch_norm_ = batch_norm_uses(FlatGraph(first.module(), first.where())).all > 0;
 }
 
 void MergeRun::derive_unit_groups() {
+  // The plain average has no use for them; a group file that was given is checked all the same.
+  const auto variants = config_.variants();
+  if (config_.groups == "auto" &&
+      std::none_of(variants.begin(), variants.end(),
+                   [](const MergeVariant& v) { return v.matches_units(); }))
+    return;
   groups_ = unit_groups_for(models_.front(), config_.groups);
   if (config_.groups != "auto") run_.record().add_input(config_.groups);
   check_zip_keeps_widths();
@@ -59,9 +69,13 @@ void MergeRun::check_zip_keeps_widths() const {
 void MergeRun::load_data() {
   const Phase phase(run_.progress(), "load data");
   if (needs_activations()) activation_data_ = load_dataset(*config_.activations.data);
-  if (config_.normalization.mode == NormalizationMode::kReset) {
+  if (needs_reset()) {
     const auto& data =
         config_.normalization.data ? config_.normalization.data : config_.activations.data;
+    if (!data)
+      throw Error(ErrorKind::kConfig, "normalization.data",
+                  "the networks have batch norms, and resetting their statistics needs data",
+                  "give it here or under activations, or set normalization.mode to none");
     normalization_data_ = load_dataset(*data);
   }
   std::int64_t classes = 0;
@@ -92,6 +106,19 @@ void MergeRun::load_data() {
                              ? objective.restricted_to(classes_in(sets_[s].data))
                              : objective;
   }
+}
+
+void MergeRun::try_out() {
+  const Phase phase(run_.progress(), "try out");
+  const at::NoGradGuard no_grad;
+  const auto few = [this](const Dataset& data) {
+    constexpr std::int64_t kSamples = 2;  // a network in training mode cannot do with one
+    return normalised_batch(data, 0, std::min(kSamples, data.size())).to(run_.settings().device);
+  };
+  if (activation_data_) try_taps(models_, groups_, few(*activation_data_));
+  if (normalization_data_) models_.front().forward(few(*normalization_data_));
+  for (const EvaluationData& set : sets_)
+    for (ScriptModel& model : models_) set.objective->scores(model.forward(few(set.data)));
 }
 
 json MergeRun::plan() const {
@@ -173,7 +200,7 @@ ScriptModel MergeRun::apply(const MatchResult& matched) {
 }
 
 void MergeRun::renormalise(ScriptModel& model) {
-  if (config_.normalization.mode == NormalizationMode::kNone) return;
+  if (!needs_reset()) return;
   reset_batch_norm(model, normalization_data(), config_.normalization.batch_size,
                    run_.settings().device, run_.progress());
 }
@@ -201,10 +228,18 @@ void MergeRun::save(const MergeVariant& variant, const MatchResult& matched,
   const auto folder =
       config_.compare.empty() ? run_.settings().out : run_.settings().out / variant.label();
   make_folder(folder);
-  write_text_atomically(folder / "groups.json", unit_groups_to_json(groups_).dump(2) + "\n");
-  write_matchings(folder / "matching.safetensors", groups_, matched.matchings);
-  write_safetensors(folder / "merged.safetensors", merged.state_dict());
-  merged.save(folder / "merged.pt");
+  const auto write = [&](const char* name, const auto& writer) {
+    writer(folder / name);
+    run_.wrote(folder / name);
+  };
+  write("groups.json", [&](const auto& path) {
+    write_text_atomically(path, unit_groups_to_json(groups_).dump(2) + "\n");
+  });
+  write("matching.safetensors",
+        [&](const auto& path) { write_matchings(path, groups_, matched.matchings); });
+  write("merged.safetensors",
+        [&](const auto& path) { write_safetensors(path, merged.state_dict()); });
+  write("merged.pt", [&](const auto& path) { merged.save(path); });
   variants_.back()["model"] = (folder / "merged.pt").string();
 }
 
@@ -221,17 +256,23 @@ json MergeRun::summary() {
     for (const Evaluation& e : scores) row.push_back(fmt::format("{:.1f}", 100 * e.accuracy));
     table.add_row(row);
   }
-  write_text_atomically(run_.settings().out / "table.md", table.markdown());
-  write_text_atomically(run_.settings().out / "table.csv", table.csv());
+  for (const auto& [name, text] :
+       {std::pair{"table.md", table.markdown()}, {"table.csv", table.csv()}}) {
+    write_text_atomically(run_.settings().out / name, text);
+    run_.wrote(run_.settings().out / name);
+  }
   run_.show(table.markdown());
   return summary;
 }
 
 bool MergeRun::needs_activations() const {
   const auto variants = config_.variants();
-  return std::any_of(variants.begin(), variants.end(), [](const MergeVariant& v) {
-    return v.method != MergeMethod::kAverage && v.space != MergeSpace::kWeight;
-  });
+  return std::any_of(variants.begin(), variants.end(),
+                     [](const MergeVariant& v) { return v.uses_activations(); });
+}
+
+bool MergeRun::needs_reset() const {
+  return config_.normalization.mode == NormalizationMode::kReset && has_batch_norm_;
 }
 
 Similarity::Scope MergeRun::similarity_scope() const {

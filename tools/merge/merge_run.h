@@ -28,6 +28,9 @@ class MergeRun {
   void load_models();
   void derive_unit_groups();
   void load_data();
+  /// Sends a few samples of every set through models, taps and objectives, so that what does not
+  /// fit shows before anything is computed or written.
+  void try_out();
   nlohmann::json plan() const;
 
   /// Scores the models as they came, and their ensemble.
@@ -56,6 +59,8 @@ class MergeRun {
   using Scores = std::vector<Evaluation>;  // one a set
 
   bool needs_activations() const;
+  /// Whether batch-norm statistics are recomputed: asked for, and there are some.
+  bool needs_reset() const;
   /// All pairs as soon as one variant zips; they hold what align needs.
   Similarity::Scope similarity_scope() const;
   /// A merged layer of another width would need another network.
@@ -67,6 +72,7 @@ class MergeRun {
   const MergeConfig& config_;
   Run& run_;
   std::vector<ScriptModel> models_;
+  bool has_batch_norm_ = false;
   UnitGroups groups_;
   std::optional<Dataset> activation_data_;
   std::optional<Dataset> normalization_data_;

@@ -5,12 +5,13 @@
 #include <algorithm>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <nlohmann/json.hpp>
-#include <set>
 
 #include "weightsmith/config/embedded_schemas.h"
 #include "weightsmith/config/nearest.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/json_text.h"
 
 namespace weightsmith {
 namespace {
@@ -73,36 +74,22 @@ void collect_defaults(const json& schema, const json& root, json& out) {
 
 }  // namespace
 
+std::string read_config_text(const std::filesystem::path& path) {
+  if (path == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});
+  std::ifstream in(path, std::ios::binary);
+  if (!in || std::filesystem::is_directory(path))
+    throw Error(ErrorKind::kConfig, path.string(), "cannot read the configuration",
+                "check the path");
+  return std::string(std::istreambuf_iterator<char>(in), {});
+}
+
+json parse_config(const std::string& text, const std::filesystem::path& path) {
+  return parse_json(text, ErrorKind::kConfig, path == "-" ? "standard input" : path.string(),
+                    "the configuration must be JSON", JsonComments::kAllowed);
+}
+
 json read_json(const std::filesystem::path& path) {
-  std::string text;
-  if (path == "-") {
-    text.assign(std::istreambuf_iterator<char>(std::cin), {});
-  } else {
-    std::ifstream in(path, std::ios::binary);
-    if (!in || std::filesystem::is_directory(path))
-      throw Error(ErrorKind::kConfig, path.string(), "cannot read the configuration",
-                  "check the path");
-    text.assign(std::istreambuf_iterator<char>(in), {});
-  }
-  std::vector<std::set<std::string>> keys;  // of the objects that are open
-  const auto refuse_repeats = [&](int /*depth*/, json::parse_event_t event, json& parsed) {
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
-      throw Error(ErrorKind::kConfig, path.string(),
-                  fmt::format("the key {} is given twice", parsed.dump()), "remove one of them");
-    return true;
-  };
-  try {
-    return json::parse(text, refuse_repeats, /*allow_exceptions=*/true, /*ignore_comments=*/true);
-  } catch (const json::parse_error& e) {
-    // "[json.exception.parse_error.101] parse error at line 3, column 5: ..." without its tag
-    const std::string what = e.what();
-    const std::size_t at = what.find("] ");
-    throw Error(ErrorKind::kConfig, path == "-" ? "standard input" : path.string(),
-                at == std::string::npos ? what : what.substr(at + 2),
-                "the configuration must be JSON");
-  }
+  return parse_config(read_config_text(path), path);
 }
 
 std::string apply_override(json& config, const std::string& assignment) {
@@ -112,8 +99,12 @@ std::string apply_override(json& config, const std::string& assignment) {
                 "for example --set epochs=10");
   const std::string path = assignment.substr(0, equals);
   const std::string text = assignment.substr(equals + 1);
-  json value = json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (value.is_discarded()) value = text;
+  if (std::count(path.begin(), path.end(), '.') >= kMaxJsonDepth)
+    throw Error(ErrorKind::kConfig, "--set",
+                fmt::format("a key nested more than {} deep", kMaxJsonDepth), "give its key path");
+  json value = text;
+  if (json::accept(text))
+    value = parse_json(text, ErrorKind::kConfig, "--set " + path, "give a smaller value");
 
   json* at = &config;
   std::string key_path;
@@ -142,6 +133,30 @@ std::string apply_override(json& config, const std::string& assignment) {
   }
   *at = std::move(value);
   return key_path;
+}
+
+void refuse_invalid_utf8(const json& config) {
+  const auto check = [](const std::string& text, const std::string& key) {
+    try {
+      json(text).dump();
+    } catch (const json::type_error&) {
+      throw Error(ErrorKind::kConfig, key,
+                  fmt::format("\"{}\" is not UTF-8, so no JSON file can hold it", text),
+                  "rename the file or folder, or reach it by a link of another name");
+    }
+  };
+  const auto visit = [&check](auto&& self, const json& value, const std::string& path) -> void {
+    if (value.is_string()) check(value.get_ref<const std::string&>(), path);
+    if (value.is_array())
+      for (std::size_t i = 0; i < value.size(); ++i)
+        self(self, value[i], fmt::format("{}[{}]", path, i));
+    if (!value.is_object()) return;
+    for (const auto& [key, child] : value.items()) {
+      check(key, "config");
+      self(self, child, join_key(path, key));
+    }
+  };
+  visit(visit, config, "");
 }
 
 void validate_schema(const json& config, const json& schema) {

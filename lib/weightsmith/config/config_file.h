@@ -7,14 +7,24 @@
 
 namespace weightsmith {
 
-/// A JSON file; "-" reads standard input. Comments are allowed, a key given twice is not. Throws
+/// The text of a configuration; "-" reads standard input. Throws Error{kConfig} naming the file.
+std::string read_config_text(const std::filesystem::path& path);
+
+/// What that text says: JSON, comments allowed. `path` is what it was read from. Throws
 /// Error{kConfig} naming the file and the line.
+nlohmann::json parse_config(const std::string& text, const std::filesystem::path& path);
+
+/// Both.
 nlohmann::json read_json(const std::filesystem::path& path);
 
 /// Sets one value: `key.path=JSON`, list items by number (`models.0.name="a"`). What is not valid
 /// JSON is taken as a string, so that `method=zip` needs no quotes. Returns the key path as errors
 /// and ConfigNode write it ("models[0].name"). Throws Error{kConfig}.
 std::string apply_override(nlohmann::json& config, const std::string& assignment);
+
+/// Paths are bytes, but JSON is UTF-8: throws Error{kConfig} naming the key path of the first text
+/// that no JSON file could hold (from the command line, the environment or the current folder).
+void refuse_invalid_utf8(const nlohmann::json& config);
 
 /// Checks a configuration against a draft-07 schema. Throws Error{kConfig} naming the key path,
 /// what was found and what is allowed; for a key the schema does not know, the nearest one it does.

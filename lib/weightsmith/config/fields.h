@@ -9,9 +9,9 @@
 #include <optional>
 #include <string>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
+#include "weightsmith/config/enum_names.h"
 #include "weightsmith/core/error.h"
 
 /// Reading and writing configuration structs from one list of their fields. Include this in a .cpp
@@ -64,9 +64,6 @@ struct ConfigNode {
             overridden};
   }
 };
-
-template <class E>
-using EnumNames = std::vector<std::pair<E, const char*>>;
 
 /// Expands `~` and `${VAR}`, then makes the path absolute from `base`. An unset variable is an
 /// Error{kConfig}.

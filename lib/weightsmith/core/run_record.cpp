@@ -25,6 +25,12 @@ void RunRecord::add_input(const std::filesystem::path& path) {
   if (!inputs_.contains(name)) inputs_[name] = sha256_of_file(path);
 }
 
+void RunRecord::add_input(const std::filesystem::path& path, std::string sha256) {
+  inputs_[path.string()] = std::move(sha256);
+}
+
+void RunRecord::add_output(const std::filesystem::path& path) { outputs_.insert(path.string()); }
+
 void RunRecord::add_phase(const std::string& name, double seconds) {
   for (auto& [known, total] : phases_) {
     if (known == name) {
@@ -59,6 +65,7 @@ nlohmann::json RunRecord::to_json() const {
       {"phases_s", phases},
       {"peak_memory_bytes", peak_memory_bytes()},
       {"inputs_sha256", inputs_},
+      {"outputs", outputs_},
   };
   for (const auto& [key, text] : extra_) json[key] = nlohmann::json::parse(text);
   return json;

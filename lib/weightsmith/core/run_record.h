@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json_fwd.hpp>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +19,12 @@ class RunRecord {
 
   /// Notes an input file and its SHA-256. Throws Error{kInput} when it cannot be read.
   void add_input(const std::filesystem::path& path);
+  /// The same for one whose content is known, because reading it again might give something else.
+  void add_input(const std::filesystem::path& path, std::string sha256);
+  /// The files noted so, and their hashes.
+  const std::map<std::string, std::string>& inputs() const { return inputs_; }
+  /// Notes a file that the run wrote, relative to its folder.
+  void add_output(const std::filesystem::path& path);
   /// Adds wall time to a phase; phases are listed in the order of their first end.
   void add_phase(const std::string& name, double seconds);
   /// Adds a figure of the tool's own.
@@ -33,6 +40,7 @@ class RunRecord {
   std::chrono::system_clock::time_point started_;
   std::chrono::steady_clock::time_point clock_;
   std::map<std::string, std::string> inputs_;
+  std::set<std::string> outputs_;
   std::vector<std::pair<std::string, double>> phases_;
   std::vector<std::pair<std::string, std::string>> extra_;  // values as JSON text
 };

@@ -6,14 +6,13 @@
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
-#include <utility>
 #include <vector>
+
+#include "weightsmith/config/enum_names.h"
 
 namespace weightsmith {
 
 struct ConfigNode;
-template <class E>
-using EnumNames = std::vector<std::pair<E, const char*>>;
 
 /// Fixed random unit vectors, one a class: the stand-in for CLIP's text embeddings where there are
 /// none.

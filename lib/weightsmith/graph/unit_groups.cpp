@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <fstream>
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -13,7 +12,9 @@
 #include <set>
 
 #include "weightsmith/config/nearest.h"
+#include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/json_text.h"
 
 namespace weightsmith {
 namespace {
@@ -219,20 +220,8 @@ nlohmann::json unit_groups_to_json(const UnitGroups& groups) {
 }
 
 UnitGroups read_unit_groups(const std::filesystem::path& path) {
-  std::ifstream file(path);
-  if (!file)
-    throw Error(ErrorKind::kInput, path.string(), "cannot open the group file",
-                "check the path and its permissions");
-  nlohmann::json json;
-  try {
-    json = nlohmann::json::parse(file);
-  } catch (const nlohmann::json::parse_error& e) {
-    // "[json.exception.parse_error.101] parse error at line 3, ..." without its tag
-    const std::string what = e.what();
-    throw Error(ErrorKind::kInput, path.string(),
-                fmt::format("not JSON: {}", what.substr(what.find("] ") + 2)), kRemedy);
-  }
-  return unit_groups_from_json(json, path.string());
+  return unit_groups_from_json(
+      parse_json(read_text(path), ErrorKind::kInput, path.string(), kRemedy), path.string());
 }
 
 namespace {

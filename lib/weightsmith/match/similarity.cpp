@@ -3,9 +3,11 @@
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <cmath>
 #include <vector>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/match/row_kernels.h"
 
 namespace weightsmith {
 namespace {
@@ -56,6 +58,23 @@ void check_similarity(const Similarity& similarity, std::string_view where) {
                                            : std::string()),
               fmt::format("contiguous float32 of shape [{}] on the CPU is needed",
                           fmt::join(expected_shape(similarity), ", ")));
+}
+
+void check_finite(const Similarity& similarity, std::string_view where) {
+  check_similarity(similarity, where);
+  WS_CHECK(similarity.scope == Similarity::Scope::kAllPairs);
+  const std::int64_t stacked = similarity.models * similarity.units;
+  const float* values = similarity.values.data_ptr<float>();
+  const RowKernels& kernels = row_kernels();
+  for (std::int64_t i = 0; i < stacked; ++i) {
+    const float* row = values + i * stacked;
+    if (kernels.all_finite(row, stacked)) continue;
+    for (std::int64_t j = 0; j < stacked; ++j)
+      if (i != j && !std::isfinite(row[j]))
+        throw Error(ErrorKind::kNumeric, where,
+                    fmt::format("the similarity of stacked units {} and {} is {}", i, j, row[j]),
+                    "similarities must be finite");
+  }
 }
 
 Similarity blend(const Similarity& weight, const Similarity& activation, double balance,

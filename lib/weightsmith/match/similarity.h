@@ -32,6 +32,11 @@ Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,
 /// Checks shape, type and layout. Throws Error{kInput} naming `where`.
 void check_similarity(const Similarity& similarity, std::string_view where);
 
+/// Throws Error{kNumeric} naming `where` and the first two stacked units whose similarity is NaN or
+/// infinite, for all pairs: not every way of matching reads all of them. The diagonal, a unit with
+/// itself, says nothing and may hold anything.
+void check_finite(const Similarity& similarity, std::string_view where);
+
 /// Dual space (MuDSC): balance * weight + (1 - balance) * activation, balance in [0, 1]; a new
 /// tensor. Both must have the same scope and sizes (Error{kInput} naming `where`).
 Similarity blend(const Similarity& weight, const Similarity& activation, double balance,

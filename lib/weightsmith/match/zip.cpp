@@ -182,21 +182,6 @@ void zip_clusters(Clusters& clusters, std::int64_t merges, float a, std::vector<
   }
 }
 
-void check_finite(const Similarity& similarity, std::string_view where) {
-  const std::int64_t stacked = similarity.models * similarity.units;
-  const float* values = similarity.values.data_ptr<float>();
-  const RowKernels& kernels = row_kernels();
-  for (std::int64_t i = 0; i < stacked; ++i) {
-    const float* row = values + i * stacked;
-    if (kernels.all_finite(row, stacked)) continue;
-    for (std::int64_t j = 0; j < stacked; ++j)
-      if (i != j && !std::isfinite(row[j]))
-        throw Error(ErrorKind::kNumeric, where,
-                    fmt::format("the similarity of stacked units {} and {} is {}", i, j, row[j]),
-                    "similarities must be finite");
-  }
-}
-
 }  // namespace
 
 void check_zip_options(const ZipOptions& options, std::string_view where) {

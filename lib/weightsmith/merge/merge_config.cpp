@@ -140,14 +140,11 @@ void MergeConfig::validate() const {
   for (const MergeVariant& v : variants()) {
     if (!labels.insert(v.label()).second)
       fail("compare", fmt::format("{} is listed twice", v.label()), "remove one");
-    uses_activations |= v.method != MergeMethod::kAverage && v.space != MergeSpace::kWeight;
+    uses_activations |= v.uses_activations();
   }
   if (uses_activations && !activations.data)
     fail("activations.data", "activation and dual space need data to run the models on",
          "give it, or set space to weight");
-  if (normalization.mode == NormalizationMode::kReset && !normalization.data && !activations.data)
-    fail("normalization.data", "resetting batch-norm statistics needs data",
-         "give it here or under activations, or set normalization.mode to none");
   std::set<std::string> names;
   for (const EvaluationSet& set : evaluation.sets)
     if (!names.insert(set.name).second)

@@ -36,6 +36,10 @@ struct MergeVariant {
   MergeSpace space = MergeSpace::kDual;
   double balance = 0.5;  ///< λ: share of weight space in dual space, in [0, 1]
 
+  /// Whether units are matched at all; the plain average needs no unit groups.
+  bool matches_units() const { return method != MergeMethod::kAverage; }
+  /// Whether units are compared by what they compute, which takes data.
+  bool uses_activations() const { return matches_units() && space != MergeSpace::kWeight; }
   /// "average", "align-weight", "zip-dual-0.5": names the variant's folder and its row in tables.
   std::string label() const;
 };
@@ -74,7 +78,7 @@ nlohmann::json to_config(const IterationConfig& config);
 
 struct NormalizationConfig {
   NormalizationMode mode = NormalizationMode::kReset;
-  std::optional<DataConfig> data;  ///< default: the data of `activations`
+  std::optional<DataConfig> data;  ///< default: the data of `activations`; needed with batch norm
   std::int64_t batch_size = 128;
 };
 void from_config(const ConfigNode& node, NormalizationConfig& config);

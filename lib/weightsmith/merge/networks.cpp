@@ -7,20 +7,48 @@
 #include <nlohmann/json.hpp>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/model/flat_graph.h"
+#include "weightsmith/model/graph_difference.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
+namespace {
+
+/// "w: Half, there Float", one entry a tensor; the names are the same in both.
+std::vector<std::string> type_differences(const TensorMap& actual, const TensorMap& wanted) {
+  std::vector<std::string> differences;
+  for (const auto& [name, tensor] : wanted)
+    if (const at::ScalarType type = actual.at(name).scalar_type(); type != tensor.scalar_type())
+      differences.push_back(fmt::format("{}: {}, there {}", name, at::toString(type),
+                                        at::toString(tensor.scalar_type())));
+  return differences;
+}
+
+}  // namespace
 
 void check_same_architecture(const std::vector<ScriptModel>& models) {
   WS_CHECK(!models.empty());
-  const TensorMap first = models.front().state_dict();
+  const ScriptModel& first = models.front();
+  const TensorMap wanted = first.state_dict();
+  const FlatGraph graph(first.module(), first.where());
   for (std::size_t i = 1; i < models.size(); ++i) {
-    const auto differences = state_differences(models[i].state_dict(), first);
-    if (differences.empty()) continue;
-    throw Error(ErrorKind::kInput, models[i].where(),
-                fmt::format("not of the architecture of {}: {}", models.front().where(),
-                            join_some(differences, 3)),
-                "only networks of one architecture can be merged");
+    const TensorMap state = models[i].state_dict();
+    if (const auto differences = state_differences(state, wanted); !differences.empty())
+      throw Error(ErrorKind::kInput, models[i].where(),
+                  fmt::format("not of the architecture of {}: {}", first.where(),
+                              join_some(differences, 3)),
+                  "only networks of one architecture can be merged");
+    if (const auto differences = type_differences(state, wanted); !differences.empty())
+      throw Error(
+          ErrorKind::kInput, models[i].where(),
+          fmt::format("not of the data types of {}: {}", first.where(), join_some(differences, 3)),
+          "convert the networks to one data type");
+    if (const auto difference =
+            graph_difference(FlatGraph(models[i].module(), models[i].where()), graph))
+      throw Error(ErrorKind::kInput, models[i].where(),
+                  fmt::format("does not compute what {} does: {}", first.where(), *difference),
+                  "export both from the same code in the same way and mode; if only the export "
+                  "differs, give the first file as \"script\" and this one as \"weights\"");
   }
 }
 

@@ -9,7 +9,9 @@
 
 namespace weightsmith {
 
-/// Throws Error{kInput} naming the first two models whose tensors differ in name or shape, and how.
+/// Throws Error{kInput} naming the first two models whose tensors differ in name, shape or data
+/// type, or whose graphs do not compute the same of them (model/graph_difference.h), and how. The
+/// models are in eval mode.
 void check_same_architecture(const std::vector<ScriptModel>& models);
 
 /// The unit groups of networks of one architecture: from a group file, or with "auto" from the

@@ -77,7 +77,53 @@ std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const Uni
   fail_shape(value, group, tap);
 }
 
+std::vector<GroupTap> taps_of(const UnitGroups& groups, const TensorMap& parameters) {
+  std::vector<GroupTap> taps;
+  for (std::size_t g = 0; g < groups.groups.size(); ++g) {
+    const UnitGroup& group = groups.groups[g];
+    if (group.members.empty()) continue;  // blocks of other groups, compared by what these hold
+    if (group.taps.empty())
+      throw Error(ErrorKind::kInput, "group " + group.name,
+                  "has no tap, so its activations cannot be seen",
+                  "add one to the group file, or set space to weight");
+    for (const UnitTap& tap : group.taps)
+      taps.push_back({g, tap, consumer_is_spatial(tap.at, parameters)});
+  }
+  return taps;
+}
+
+/// One observer of all taps a model, which is put into eval mode.
+std::vector<TapSet> observers_of(std::vector<ScriptModel>& models,
+                                 const std::vector<GroupTap>& taps) {
+  std::vector<std::string> names;
+  for (const GroupTap& tap : taps) names.push_back(tap.tap.at);
+  std::vector<TapSet> observers;
+  observers.reserve(models.size());
+  for (ScriptModel& model : models) {
+    model.train(false);
+    observers.emplace_back(model.module(), names, model.where());
+  }
+  return observers;
+}
+
 }  // namespace
+
+void try_taps(std::vector<ScriptModel>& models, const UnitGroups& groups, const at::Tensor& batch) {
+  const at::NoGradGuard no_grad;
+  const std::vector<GroupTap> taps = taps_of(groups, models.front().parameters());
+  const std::vector<TapSet> observers = observers_of(models, taps);
+  std::vector<std::size_t> first_uses;
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    std::vector<std::size_t> uses(taps.size(), 0);
+    observers[i].run({models[i].preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
+      unit_axis(value, groups.groups[taps[t].group], taps[t]);
+      ++uses[t];
+    });
+    if (i == 0) first_uses = uses;
+    for (std::size_t t = 0; t < taps.size(); ++t)
+      if (uses[t] != first_uses[t]) fail_use_counts(taps[t], groups);
+  }
+}
 
 std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
                                               const UnitGroups& groups, const Dataset& data,
@@ -85,28 +131,11 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
                                               Similarity::Scope scope, at::Device device,
                                               Progress& progress) {
   const at::NoGradGuard no_grad;
-  const TensorMap parameters = models.front().parameters();
-  std::vector<GroupTap> taps;
-  std::vector<std::string> names;
+  const std::vector<GroupTap> taps = taps_of(groups, models.front().parameters());
+  const std::vector<TapSet> observers = observers_of(models, taps);
   std::vector<SimilarityAccumulator> accumulators;
-  for (std::size_t g = 0; g < groups.groups.size(); ++g) {
-    const UnitGroup& group = groups.groups[g];
-    if (group.taps.empty())
-      throw Error(ErrorKind::kInput, "group " + group.name,
-                  "has no tap, so its activations cannot be seen",
-                  "add one to the group file, or set space to weight");
-    for (const UnitTap& tap : group.taps) {
-      taps.push_back({g, tap, consumer_is_spatial(tap.at, parameters)});
-      names.push_back(tap.at);
-    }
+  for (const UnitGroup& group : groups.groups)
     accumulators.emplace_back(static_cast<std::int64_t>(models.size()), group.units, scope);
-  }
-  std::vector<TapSet> observers;
-  observers.reserve(models.size());
-  for (ScriptModel& model : models) {
-    model.train(false);
-    observers.emplace_back(model.module(), names, model.where());
-  }
 
   Phase phase(progress, "activations", data.size(), "images");
   // A parameter that is used several times shows its tap as often: seen[t] lists the values of one

@@ -26,4 +26,9 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
                                               Similarity::Scope scope, at::Device device,
                                               Progress& progress);
 
+/// Runs every model once on `batch` (preprocessing comes on top) and throws what
+/// activation_similarity would: a tap that is missing, not reached, used a different number of
+/// times or without its group's units, an input of the wrong size. No similarity is computed.
+void try_taps(std::vector<ScriptModel>& models, const UnitGroups& groups, const at::Tensor& batch);
+
 }  // namespace weightsmith

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
 namespace {
@@ -403,11 +404,9 @@ class GraphRunner::Frame {
       step.action(stack);
     } catch (const Error&) {
       throw;
-    } catch (const c10::OutOfMemoryError& e) {
-      throw Error(ErrorKind::kNumeric, place(), e.what_without_backtrace(), "use smaller batches");
     } catch (const c10::Error& e) {
       const std::string what = e.what_without_backtrace();
-      const bool memory = what.find("can't allocate memory") != std::string::npos;
+      const bool memory = is_out_of_memory(what);
       throw Error(memory ? ErrorKind::kNumeric : ErrorKind::kInput, place(), what,
                   memory ? "use smaller batches" : "");
     } catch (const std::exception& e) {

@@ -13,11 +13,6 @@ namespace {
 
 constexpr std::size_t kMaxReason = 300;
 
-bool is_out_of_memory(std::string_view message) {
-  return message.find("can't allocate memory") != std::string_view::npos ||
-         message.find("out of memory") != std::string_view::npos;
-}
-
 /// "RuntimeError: the reason" is how the interpreter ends its traces.
 std::string_view after_exception_name(std::string_view line) {
   const std::size_t colon = line.find(": ");
@@ -35,6 +30,11 @@ void prepare_jit_runtime() {
   torch::jit::getExecutorMode() = true;
   torch::jit::getProfilingMode() = false;
   torch::jit::setPrintHandler([](const std::string&) {});
+}
+
+bool is_out_of_memory(std::string_view message) {
+  return message.find("can't allocate memory") != std::string_view::npos ||
+         message.find("out of memory") != std::string_view::npos;
 }
 
 std::string jit_error_reason(std::string_view message) {

@@ -14,6 +14,9 @@ namespace weightsmith {
 /// - `print` in a network's code says nothing: standard output belongs to the summary.
 void prepare_jit_runtime();
 
+/// Whether the message of a LibTorch exception says that memory ran out, on any device.
+bool is_out_of_memory(std::string_view message);
+
 /// The one line of a LibTorch or TorchScript message that gives the reason, without the traces
 /// around it; at most 300 bytes.
 std::string jit_error_reason(std::string_view message);

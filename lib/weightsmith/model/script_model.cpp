@@ -16,6 +16,7 @@
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/json_text.h"
 #include "weightsmith/model/archive_inspection.h"
 #include "weightsmith/model/builtin.h"
 #include "weightsmith/model/jit_runtime.h"
@@ -61,10 +62,11 @@ at::Tensor preprocess_images(const Preprocess& preprocess, at::Tensor x, const s
 
 nlohmann::json parse_metadata(const std::string& text, const std::string& where) {
   if (text.empty()) return nlohmann::json::object();
-  auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  auto json = parse_json(text, ErrorKind::kInput, fmt::format("{}: its {}", where, kMetadataFile),
+                         "save the model again");
   if (!json.is_object())
-    throw Error(ErrorKind::kInput, where,
-                fmt::format("its {} is not a JSON object", kMetadataFile));
+    throw Error(ErrorKind::kInput, where, fmt::format("its {} is not a JSON object", kMetadataFile),
+                "save the model again");
   return json;
 }
 

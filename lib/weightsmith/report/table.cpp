@@ -7,6 +7,25 @@
 #include "weightsmith/core/error.h"
 
 namespace weightsmith {
+namespace {
+
+/// A cell as Markdown takes it: a bar would end it, a line break the table.
+std::string markdown_cell(const std::string& text) {
+  std::string cell;
+  for (const char ch : text) {
+    if (ch == '|') cell += '\\';
+    cell += ch == '\n' || ch == '\r' ? ' ' : ch;
+  }
+  return cell;
+}
+
+std::vector<std::string> markdown_cells(const std::vector<std::string>& row) {
+  std::vector<std::string> cells(row.size());
+  std::transform(row.begin(), row.end(), cells.begin(), markdown_cell);
+  return cells;
+}
+
+}  // namespace
 
 void Table::add_row(std::vector<std::string> cells) {
   WS_CHECK(cells.size() == header_.size());
@@ -14,10 +33,13 @@ void Table::add_row(std::vector<std::string> cells) {
 }
 
 std::string Table::markdown() const {
+  const std::vector<std::string> header = markdown_cells(header_);
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& row : rows_) rows.push_back(markdown_cells(row));
   std::vector<std::size_t> widths;
-  for (std::size_t c = 0; c < header_.size(); ++c) {
-    std::size_t width = std::max<std::size_t>(header_[c].size(), 3);
-    for (const auto& row : rows_) width = std::max(width, row[c].size());
+  for (std::size_t c = 0; c < header.size(); ++c) {
+    std::size_t width = std::max<std::size_t>(header[c].size(), 3);
+    for (const auto& row : rows) width = std::max(width, row[c].size());
     widths.push_back(width);
   }
   std::string text;
@@ -27,12 +49,12 @@ std::string Table::markdown() const {
                      : fmt::format("| {:>{}} ", cells[c], widths[c]);
     text += "|\n";
   };
-  add_line(header_);
+  add_line(header);
   for (std::size_t c = 0; c < widths.size(); ++c)
     text += c == 0 ? fmt::format("|{:-<{}}", "", widths[c] + 2)
                    : fmt::format("|{:->{}}:", "", widths[c] + 1);
   text += "|\n";
-  for (const auto& row : rows_) add_line(row);
+  for (const auto& row : rows) add_line(row);
   return text;
 }
 

@@ -13,7 +13,7 @@ class Table {
   /// As many cells as the header has.
   void add_row(std::vector<std::string> cells);
   /// GitHub-flavoured Markdown, padded so that it reads well as plain text; the first column is
-  /// left-aligned, the others right-aligned.
+  /// left-aligned, the others right-aligned. Bars in cells are escaped, line breaks become spaces.
   std::string markdown() const;
   /// RFC 4180: cells with commas, quotes or line breaks are quoted.
   std::string csv() const;

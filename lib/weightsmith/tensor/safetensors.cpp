@@ -11,11 +11,11 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/json_text.h"
 
 namespace weightsmith {
 namespace fs = std::filesystem;
@@ -25,9 +25,9 @@ static_assert(std::endian::native == std::endian::little, "the format's data are
 
 constexpr std::uint64_t kLengthBytes = 8;
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;  // as in the format's description
-constexpr int kMaxHeaderDepth = 3;                      // header > tensor > shape
 constexpr std::size_t kMaxDimensions = 64;              // what LibTorch's kernels can iterate over
 constexpr const char* kMetadataKey = "__metadata__";
+constexpr const char* kRemedy = "copy or make the file again";
 
 constexpr std::array<std::pair<const char*, at::ScalarType>, 10> kDtypes{{
     {"F64", at::kDouble},
@@ -46,6 +46,11 @@ const char* find_dtype_name(at::ScalarType dtype) {
   const auto it = std::find_if(kDtypes.begin(), kDtypes.end(),
                                [&](const auto& entry) { return entry.second == dtype; });
   return it == kDtypes.end() ? nullptr : it->first;
+}
+
+bool is_storable(const at::Tensor& tensor) {
+  return tensor.layout() == at::kStrided && !tensor.is_quantized() &&
+         find_dtype_name(tensor.scalar_type()) != nullptr;
 }
 
 /// Where one tensor's bytes lie, counted from the end of the header.
@@ -89,7 +94,8 @@ class HeaderReader {
     if (!in) fail("cannot read the header");
 
     ParsedHeader parsed;
-    const nlohmann::json json = parse_json(text);
+    const nlohmann::json json =
+        parse_json(text, ErrorKind::kInput, path_.string() + ": its header", kRemedy);
     if (!json.is_object()) fail("the header is not a JSON object");
     for (const auto& [name, entry] : json.items()) {
       if (name == kMetadataKey)
@@ -101,8 +107,7 @@ class HeaderReader {
     return parsed;
   }
 
-  [[noreturn]] void fail(const std::string& what,
-                         const char* remedy = "copy or make the file again") const {
+  [[noreturn]] void fail(const std::string& what, const char* remedy = kRemedy) const {
     throw Error(ErrorKind::kInput, path_.string(), what, remedy);
   }
   [[noreturn]] void fail_tensor(const std::string& name, const std::string& what) const {
@@ -110,29 +115,6 @@ class HeaderReader {
   }
 
  private:
-  /// The parser would keep the last of two equal keys, and so hide the first one's data.
-  nlohmann::json parse_json(const std::string& text) const {
-    using Event = nlohmann::json::parse_event_t;
-    std::vector<std::set<std::string>> keys;
-    try {
-      return nlohmann::json::parse(text, [&](int depth, Event event, nlohmann::json& value) {
-        if (depth > kMaxHeaderDepth) fail("the header is nested too deeply");
-        if (event == Event::object_start) {
-          keys.emplace_back();
-        } else if (event == Event::object_end) {
-          keys.pop_back();
-        } else if (event == Event::key) {
-          auto name = value.get<std::string>();
-          if (!keys.back().insert(name).second)
-            fail(fmt::format("\"{}\" occurs twice in the header", name));
-        }
-        return true;
-      });
-    } catch (const nlohmann::json::exception&) {
-      fail("the header is not valid JSON");
-    }
-  }
-
   void read_metadata(const nlohmann::json& entry, SafetensorsHeader& header) const {
     if (!entry.is_object()) fail("the header's __metadata__ is not an object");
     for (const auto& [key, value] : entry.items()) {
@@ -253,6 +235,14 @@ SafetensorsHeader read_safetensors_header(const fs::path& path) {
   return HeaderReader(path).read(in).header;
 }
 
+void check_storable(const TensorMap& tensors, const std::string& where) {
+  for (const auto& [name, tensor] : tensors)
+    if (!is_storable(tensor))
+      throw Error(ErrorKind::kInput, where,
+                  fmt::format("{} is {}, which no result could hold", name, tensor.toString()),
+                  "use a network of real, dense, unquantised tensors");
+}
+
 void write_safetensors(const fs::path& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata) {
   const auto fail_tensor = [&](const std::string& name, const std::string& what) {
@@ -263,8 +253,7 @@ void write_safetensors(const fs::path& path, const TensorMap& tensors,
     const auto& [name, tensor] = item;
     if (name == kMetadataKey) fail_tensor(name, "this name is reserved by safetensors");
     if (!tensor.defined()) fail_tensor(name, "is undefined");
-    if (tensor.layout() != at::kStrided || tensor.is_quantized() ||
-        find_dtype_name(tensor.scalar_type()) == nullptr)
+    if (!is_storable(tensor))
       fail_tensor(name, fmt::format("safetensors cannot hold {}", tensor.toString()));
     order.push_back(&item);
   }

@@ -44,6 +44,10 @@ SafetensorsFile read_safetensors(const std::filesystem::path& path);
 /// The same checks without reading the data: time and memory depend on the header alone.
 SafetensorsHeader read_safetensors_header(const std::filesystem::path& path);
 
+/// Throws Error{kInput} naming `where` and the first tensor whose type or layout the format has no
+/// place for (complex, quantised, sparse), so that a run can refuse it before it computes.
+void check_storable(const TensorMap& tensors, const std::string& where);
+
 /// Writes a file (atomic). Tensors may be on any device and have any strides; one at a time is
 /// copied to the CPU, so memory is that of the largest. The header is padded with spaces to a
 /// multiple of 8 and wider data types come first, so that every tensor is aligned. The same tensors

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/json_text.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -19,18 +20,6 @@ constexpr const char* kMetadataKey = "weightsmith";
 constexpr int kVersion = 1;
 const std::string kOptimizerPrefix = "optimizer.";
 const std::string kBufferPrefix = "buffer.";
-
-/// Oldest first: positions are padded with zeros, so names sort as they do.
-std::vector<fs::path> checkpoint_files(const fs::path& folder) {
-  std::vector<fs::path> files;
-  std::error_code unreadable;
-  for (const auto& entry : fs::directory_iterator(folder, unreadable)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with(kPrefix) && name.ends_with(kSuffix)) files.push_back(entry.path());
-  }
-  std::sort(files.begin(), files.end());
-  return files;
-}
 
 /// Keys (a.b.c) whose values differ.
 void list_differences(const nlohmann::json& a, const nlohmann::json& b, const std::string& key,
@@ -60,16 +49,23 @@ fs::path write_checkpoint(const fs::path& folder, const Checkpoint& c, std::int6
       folder / fmt::format("{}{:06}-{:08}{}", kPrefix, c.position.epoch, c.position.batch, kSuffix);
   write_safetensors(path, tensors, {{kMetadataKey, state.dump()}});
 
-  std::vector<fs::path> files = checkpoint_files(folder);
+  std::int64_t kept = 0;
   std::error_code ignored;
-  for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < files.size(); ++i)
-    fs::remove(files[i], ignored);
+  for (const fs::path& file : checkpoints_in(folder))
+    if (file > path || ++kept > keep) fs::remove(file, ignored);
   return path;
 }
 
-std::optional<fs::path> newest_checkpoint(const fs::path& folder) {
-  const std::vector<fs::path> files = checkpoint_files(folder);
-  return files.empty() ? std::nullopt : std::optional(files.back());
+std::vector<fs::path> checkpoints_in(const fs::path& folder) {
+  std::vector<fs::path> files;
+  std::error_code unreadable;
+  for (const auto& entry : fs::directory_iterator(folder, unreadable)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(kPrefix) && name.ends_with(kSuffix)) files.push_back(entry.path());
+  }
+  // Positions are padded with zeros, so names sort as they do.
+  std::sort(files.rbegin(), files.rend());
+  return files;
 }
 
 Checkpoint read_checkpoint(const fs::path& path) {
@@ -80,7 +76,7 @@ Checkpoint read_checkpoint(const fs::path& path) {
     throw Error(ErrorKind::kInput, path.string(), "not a checkpoint of lookaround-train", remedy);
   Checkpoint c;
   try {
-    const nlohmann::json state = nlohmann::json::parse(it->second);
+    const nlohmann::json state = parse_json(it->second, ErrorKind::kInput, path.string(), remedy);
     if (const int version = state.at("version").get<int>(); version != kVersion)
       throw Error(ErrorKind::kInput, path.string(),
                   fmt::format("checkpoint of version {}, expected {}", version, kVersion),
@@ -107,7 +103,7 @@ Checkpoint read_checkpoint(const fs::path& path) {
 }
 
 void remove_checkpoints(const fs::path& folder) {
-  for (const fs::path& file : checkpoint_files(folder)) {
+  for (const fs::path& file : checkpoints_in(folder)) {
     std::error_code error;
     fs::remove(file, error);
     if (error)

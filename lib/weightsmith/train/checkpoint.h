@@ -3,8 +3,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
+#include <vector>
 
 #include "weightsmith/data/loader.h"
 #include "weightsmith/tensor/tensor_map.h"
@@ -26,12 +26,14 @@ struct Checkpoint {
   TensorMap buffers;      ///< of the network
 };
 
-/// Writes a checkpoint (atomic), then removes all but the newest `keep`. Throws Error{kOutput}.
+/// Writes a checkpoint (atomic), then removes others but the `keep - 1` before it. One that is
+/// ahead of it was damaged, else the run had gone on from there: it would be taken for the newest.
+/// Throws Error{kOutput}.
 std::filesystem::path write_checkpoint(const std::filesystem::path& folder,
                                        const Checkpoint& checkpoint, std::int64_t keep);
 
-/// The file of the newest checkpoint in `folder`, if there is one.
-std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& folder);
+/// The checkpoints in `folder`, newest first.
+std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& folder);
 
 /// Throws Error{kInput} naming the file when it is damaged or not a checkpoint.
 Checkpoint read_checkpoint(const std::filesystem::path& path);

@@ -13,14 +13,14 @@
 namespace weightsmith {
 namespace {
 
-void add_label_noise(Dataset& dataset, double share, std::uint64_t seed) {
+void add_label_noise(Dataset& dataset, const std::vector<std::int64_t>& classes, double share,
+                     std::uint64_t seed) {
   Rng rng(seed, {kNoiseStream});
   dataset.labels = dataset.labels.clone();
   auto* labels = dataset.labels.data_ptr<std::int64_t>();
   for (std::int64_t i = 0; i < dataset.size(); ++i) {
     const bool noisy = rng.uniform() < share;
-    const auto label =
-        static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(dataset.classes)));
+    const std::int64_t label = classes[rng.below(classes.size())];
     if (noisy) labels[i] = label;
   }
 }
@@ -38,6 +38,7 @@ TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed) {
   TrainData data;
   data.train = load_dataset(config.train);
   data.classes = data.train.classes;
+  data.train_classes = classes_in(data.train);
   if (config.test) {
     data.test = load_dataset(*config.test);
     data.classes = std::max(data.classes, data.test->classes);
@@ -59,7 +60,8 @@ TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed) {
   }
   data.train.classes = data.classes;
   if (config.label_noise > 0)
-    add_label_noise(data.train, config.label_noise, static_cast<std::uint64_t>(seed));
+    add_label_noise(data.train, data.train_classes, config.label_noise,
+                    static_cast<std::uint64_t>(seed));
   return data;
 }
 

@@ -15,6 +15,8 @@ struct TrainData {
   std::optional<Dataset> validation;
   std::optional<Dataset> test;
   std::int64_t classes = 0;  ///< of the label space all of them share
+  /// Those that the training samples have, the validation share included, without noise; ascending.
+  std::vector<std::int64_t> train_classes;
 
   /// The sets there are.
   std::vector<const Dataset*> all() const;
@@ -22,8 +24,8 @@ struct TrainData {
 
 /// Loads the sets. `validation` is a share of the training samples drawn with `seed` and taken out
 /// of training; at least one sample stays on either side. Label noise then gives each remaining
-/// training sample, with probability `label_noise`, a class drawn uniformly from all (its own
-/// included); validation and test labels stay as they are. Throws as load_dataset does.
+/// training sample, with probability `label_noise`, a class drawn uniformly from `train_classes`
+/// (its own included); validation and test labels stay as they are. Throws as load_dataset does.
 TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed);
 
 }  // namespace weightsmith

@@ -7,8 +7,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
@@ -17,6 +20,7 @@
 #include "weightsmith/core/stop.h"
 #include "weightsmith/data/random_stream.h"
 #include "weightsmith/eval/objective.h"
+#include "weightsmith/model/batch_norms.h"
 #include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/tensor/safetensors.h"
@@ -69,8 +73,11 @@ class Run {
                    {config.optimizer.momentum, config.optimizer.dampening,
                     config.optimizer.weight_decay, config.optimizer.nesterov},
                    config.method.k) {
-    if (config.objective.candidates == Candidates::kData)
-      objective_ = objective_.restricted_to(classes_in(data_.train));
+    check_storable(model_.state_dict(), model_.where());
+    if (config.objective.candidates == Candidates::kData) {
+      check_test_competes();
+      objective_ = objective_.restricted_to(data_.train_classes);
+    }
     objective_.to(device_);
     state_.config = lasting_config(config);
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
@@ -89,26 +96,31 @@ class Run {
     const Loader loader(data_.train, loader_options(config_));
     const auto views =
         static_cast<std::int64_t>(std::max<std::size_t>(config_.augmentations.size(), 1));
-    return {{"dry_run", true},
-            {"parameters", result_.parameters},
-            {"heads", arena_->heads()},
-            {"training_samples", data_.train.size()},
-            {"validation_samples", data_.validation ? data_.validation->size() : 0},
-            {"test_samples", data_.test ? data_.test->size() : 0},
-            {"batches_per_epoch", loader.batches_per_epoch()},
-            {"steps", config_.epochs * loader.batches_per_epoch() * views},
-            {"estimated_memory_bytes", estimated_bytes()},
-            {"out", config_.out.string()}};
+    nlohmann::json plan = {{"dry_run", true},
+                           {"parameters", result_.parameters},
+                           {"heads", arena_->heads()},
+                           {"training_samples", data_.train.size()},
+                           {"validation_samples", data_.validation ? data_.validation->size() : 0},
+                           {"test_samples", data_.test ? data_.test->size() : 0},
+                           {"batches_per_epoch", loader.batches_per_epoch()},
+                           {"steps", config_.epochs * loader.batches_per_epoch() * views},
+                           {"estimated_memory_bytes", estimated_bytes()},
+                           {"out", config_.out.string()}};
+    if (const std::string warning = frozen_warning(); !warning.empty())
+      plan["warnings"] = {warning};
+    return plan;
   }
 
   TrainResult run(const TrainOptions& options) {
     if (options.resume) {
       load_newest_checkpoint();
-    } else if (const auto path = newest_checkpoint(config_.out); path && !options.overwrite) {
+    } else if (const auto paths = checkpoints_in(config_.out);
+               !paths.empty() && !options.overwrite) {
       throw Error(ErrorKind::kConfig, config_.out.string(),
-                  fmt::format("holds {} of an earlier run", path->filename().string()),
+                  fmt::format("holds {} of an earlier run", paths.front().filename().string()),
                   "--resume goes on from it, --overwrite begins anew");
     }
+    if (const std::string warning = frozen_warning(); !warning.empty()) progress_.warn(warning);
     if (options.on_start) options.on_start(inputs_);
     make_folder(config_.out);
     if (!options.resume) remove_checkpoints(config_.out);
@@ -129,17 +141,69 @@ class Run {
     return bytes;
   }
 
+  /// With `candidates` data a label that does not compete would make the loss infinite.
+  void check_test_competes() const {
+    if (!data_.test) return;
+    std::vector<std::int64_t> strange;
+    const auto tested = classes_in(*data_.test);
+    std::set_difference(tested.begin(), tested.end(), data_.train_classes.begin(),
+                        data_.train_classes.end(), std::back_inserter(strange));
+    if (strange.empty()) return;
+    throw Error(ErrorKind::kConfig, "data.test",
+                fmt::format("has samples of class {}{}: with objective.candidates \"data\" only "
+                            "classes of the training set compete",
+                            strange.front(),
+                            strange.size() > 1 ? fmt::format(" and {} more", strange.size() - 1)
+                                               : std::string()),
+                "select data.test.classes, or set objective.candidates to all");
+  }
+
+  /// What to say of batch norms that do not listen to training mode; "" without any.
+  std::string frozen_warning() const {
+    BatchNormUses uses;
+    try {
+      uses = batch_norm_uses(FlatGraph(model_.module(), model_.where()));
+    } catch (const Error&) {
+      return "";  // a graph that cannot be followed runs all the same
+    }
+    if (uses.frozen == 0) return "";
+    return fmt::format(
+        "{}: {} of {} batch norms are fixed in eval mode, as tracing a network in eval mode leaves "
+        "them: their statistics stay as they are while the weights are trained (to train them too, "
+        "export the network with torch.jit.script, or trace it in train mode)",
+        model_.where(), uses.frozen, uses.all);
+  }
+
+  /// The newest checkpoint that is not damaged, if there is any; those before it are told of.
+  std::optional<std::pair<std::filesystem::path, Checkpoint>> newest_sound_checkpoint() {
+    std::optional<Error> first;
+    for (const auto& path : checkpoints_in(config_.out)) {
+      try {
+        auto saved = std::make_pair(path, read_checkpoint(path));
+        if (first)
+          progress_.warn(
+              fmt::format("{}; going on from {}", first->what(), path.filename().string()));
+        return saved;
+      } catch (const Error& e) {
+        if (!first) first = e;
+      }
+    }
+    if (first) throw *first;
+    return std::nullopt;
+  }
+
   void load_newest_checkpoint() {
-    const auto path = newest_checkpoint(config_.out);
-    if (!path) return;
-    Checkpoint saved = read_checkpoint(*path);
-    check_same_config(saved.config, state_.config, *path);
-    optimizer_.load_state(saved.optimizer, saved.steps, path->string());
+    auto found = newest_sound_checkpoint();
+    if (!found) return;
+    const std::filesystem::path& path = found->first;
+    Checkpoint& saved = found->second;
+    check_same_config(saved.config, state_.config, path);
+    optimizer_.load_state(saved.optimizer, saved.steps, path.string());
     const at::NoGradGuard no_grad;
     for (auto& [name, buffer] : model_.buffers()) {
       const auto it = saved.buffers.find(name);
       if (it == saved.buffers.end() || it->second.sizes() != buffer.sizes())
-        throw Error(ErrorKind::kInput, path->string(),
+        throw Error(ErrorKind::kInput, path.string(),
                     fmt::format("buffer {} does not fit {}", name, model_.where()),
                     "resume with the network the checkpoint was made with");
       at::Tensor target = buffer;

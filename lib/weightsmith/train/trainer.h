@@ -19,7 +19,7 @@ class Progress;
 
 struct TrainOptions {
   at::Device device = at::kCPU;
-  bool resume = false;     ///< go on from the newest checkpoint in `out`, if there is one
+  bool resume = false;     ///< go on from the newest sound checkpoint in `out`, if there is any
   bool overwrite = false;  ///< else: begin anew although `out` holds checkpoints
   bool trust = false;      ///< load a script that inspection would refuse
   /// Called with every file that was read, when nothing refuses the run any more and before
@@ -42,7 +42,8 @@ struct TrainResult {
 nlohmann::json train_result_json(const TrainResult& result);
 
 /// What train() would do: loads network and data, checks that they fit (one sample through the
-/// network and the loss), and counts; writes nothing. Throws as train() does.
+/// network and the loss), and counts; writes nothing. What train() would warn of stands under
+/// `warnings`. Throws as train() does.
 nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& options);
 
 /// Trains a network and writes to `config.out`:
@@ -64,6 +65,9 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 /// fit or `out` holds checkpoints that neither `resume` nor `overwrite` speaks of, Error{kNumeric}
 /// naming epoch, batch and head when the loss is not finite or memory runs out (checkpoints stay),
 /// Error{kOutput} when something cannot be written.
+///
+/// Warns of batch norms that training will not move (a network traced in eval mode), and of damaged
+/// checkpoints that are passed over for an older one.
 ///
 /// Seeds LibTorch's global generator before every step.
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress);

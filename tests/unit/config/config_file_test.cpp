@@ -45,6 +45,27 @@ TEST_CASE("the same key in sibling objects is no repetition", "[config]") {
   CHECK_NOTHROW(read_json(folder / "siblings.json"));
 }
 
+TEST_CASE("text that no JSON file could hold is named by its key", "[config]") {
+  json config = {{"out", "runs/a"}, {"models", {{{"name", "\xc3\xa9"}}}}};
+  CHECK_NOTHROW(refuse_invalid_utf8(config));
+  config["models"][0]["script"] = "caf\xe9.pt";
+  expect_error(ErrorKind::kConfig, {"models[0].script", "caf\xe9.pt", "UTF-8", "rename"},
+               [&] { refuse_invalid_utf8(config); });
+}
+
+TEST_CASE("a value on the command line is not nested without end", "[config]") {
+  json config;
+  expect_error(ErrorKind::kConfig, {"--set x", "nested more than 100 deep"}, [&] {
+    apply_override(config, "x=" + std::string(60000, '[') + std::string(60000, ']'));
+  });
+  std::string path = "x";
+  for (int i = 0; i < 60000; ++i) path += ".x";
+  expect_error(ErrorKind::kConfig, {"--set", "nested more than 100 deep"},
+               [&] { apply_override(config, path + "=1"); });
+  apply_override(config, "x=" + std::string(60000, '['));  // text, as it is no JSON
+  CHECK(config["x"].is_string());
+}
+
 TEST_CASE("overrides set values by key path", "[config]") {
   json config = {{"models", {{{"name", "a"}}, {{"name", "b"}}}}};
   CHECK(apply_override(config, "balance=0.7") == "balance");

@@ -30,6 +30,10 @@ TEST_CASE("a run record lists inputs with their hashes and phases with their tim
   record.add_phase("match", 2.0);
   record.add_phase("load", 0.5);
   record.set("figure", 3);
+  record.add_input("pipe", sha256_of_text("what it said"));
+  record.add_output("b/net.pt");
+  record.add_output("a.txt");
+  record.add_output("b/net.pt");
   const auto json = record.to_json();
   CHECK(json["inputs_sha256"][(folder / "in").string()] == sha256_of_text("abc"));
   CHECK(json["phases_s"]["load"] == 1.5);
@@ -37,6 +41,8 @@ TEST_CASE("a run record lists inputs with their hashes and phases with their tim
   CHECK(json["threads"] == 2);
   CHECK(json["seed"] == 7);
   CHECK(json["figure"] == 3);
+  CHECK(json["inputs_sha256"]["pipe"] == sha256_of_text("what it said"));
+  CHECK(json["outputs"] == nlohmann::json{"a.txt", "b/net.pt"});
   CHECK(json["peak_memory_bytes"] > 1000000);
   expect_error(ErrorKind::kInput, {"absent"}, [&] { record.add_input(folder / "absent"); });
 }

@@ -108,6 +108,14 @@ TEST_CASE("align names the layer, models and unit of a fault") {
   s[2][9] = std::numeric_limits<float>::quiet_NaN();
   expect_error(ErrorKind::kNumeric, {"conv1, models 0 and 1: the score of row 2 and column 3"},
                [&] { align(all_pairs_similarity(s, 2, "x"), 1, "conv1"); });
+  // align reads one block of it, check_finite all but the diagonal.
+  at::Tensor outside = random_matrix(12, 12, rng);
+  outside[7][7] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_NOTHROW(check_finite(all_pairs_similarity(outside, 2, "x"), "conv1"));
+  outside[8][1] = std::numeric_limits<float>::infinity();
+  CHECK_NOTHROW(align(all_pairs_similarity(outside, 2, "x"), 1, "conv1"));
+  expect_error(ErrorKind::kNumeric, {"conv1: the similarity of stacked units 8 and 1 is inf"},
+               [&] { check_finite(all_pairs_similarity(outside, 2, "x"), "conv1"); });
   Similarity misshapen = all_pairs_similarity(at::zeros({8, 8}), 2, "x");
   misshapen.units = 3;
   expect_error(ErrorKind::kInput, {"[6, 6]"}, [&] { align(misshapen, 1, "conv1"); });

@@ -84,16 +84,25 @@ TEST_CASE("rules between keys name the key", "[config]") {
   expect_error(ErrorKind::kConfig, {"activations.data", "set space to weight"}, [&] {
     read({{"models", models}, {"space", "dual"}});
   });
-  expect_error(ErrorKind::kConfig, {"normalization.data"}, [&] {
-    read({{"models", models}, {"space", "weight"}});
-  });
   expect_error(ErrorKind::kConfig, {"compare", "listed twice"}, [&] {
     read({{"models", models},
           {"normalization", {{"mode", "none"}}},
           {"compare", {{{"method", "average"}}, {{"method", "average"}, {"space", "weight"}}}}});
   });
-  CHECK_NOTHROW(
-      read({{"models", models}, {"space", "weight"}, {"normalization", {{"mode", "none"}}}}));
+  // Whether batch-norm statistics need data is known when the networks are.
+  CHECK_NOTHROW(read({{"models", models}, {"space", "weight"}}));
+}
+
+TEST_CASE("a variant knows what it needs", "[config]") {
+  const auto variant = [](MergeMethod method, MergeSpace space) {
+    return MergeVariant{method, space, 0.5};
+  };
+  CHECK_FALSE(variant(MergeMethod::kAverage, MergeSpace::kDual).matches_units());
+  CHECK_FALSE(variant(MergeMethod::kAverage, MergeSpace::kDual).uses_activations());
+  CHECK(variant(MergeMethod::kAlign, MergeSpace::kWeight).matches_units());
+  CHECK_FALSE(variant(MergeMethod::kAlign, MergeSpace::kWeight).uses_activations());
+  CHECK(variant(MergeMethod::kZip, MergeSpace::kActivation).uses_activations());
+  CHECK(variant(MergeMethod::kZip, MergeSpace::kDual).uses_activations());
 }
 
 TEST_CASE("a variant's label names its folder", "[config]") {

@@ -205,10 +205,29 @@ TEST_CASE("weight similarity leaves running statistics out and names broken weig
   expect_error(ErrorKind::kNumeric, {"conv2.weight", "NaN"}, [&] { check_finite(models); });
 }
 
+/// One layer and an activation.
+ScriptModel activated(const std::string& activation, at::ScalarType type = at::kFloat) {
+  torch::jit::Module net("Net");
+  net.register_parameter("w", at::rand({3, 3}).to(type), false);
+  net.define("def forward(self, x):\n    return torch." + activation + "(x.mm(self.w))\n");
+  return ScriptModel(net, activation);
+}
+
 TEST_CASE("networks of other architectures, or without known groups, are refused", "[merge]") {
   std::vector<ScriptModel> models{build(kNetworks[1], 1), build(kNetworks[2], 1)};
   expect_error(ErrorKind::kInput, {"not of the architecture", "convnet"},
                [&] { check_same_architecture(models); });
+  expect_error(ErrorKind::kInput, {"relu", "tanh", "export both", "\"weights\""}, [&] {
+    check_same_architecture({activated("relu"), activated("tanh")});
+  });
+  CHECK_NOTHROW(check_same_architecture({activated("relu"), activated("relu")}));
+  const ScriptModel half = activated("relu", at::kHalf);
+  expect_error(ErrorKind::kInput, {"w: Half, there Float", "one data type"}, [&] {
+    check_same_architecture({activated("relu"), half});
+  });
+  CHECK_NOTHROW(check_same_architecture({half, half}));
+  for (const Network& network : kNetworks)
+    CHECK_NOTHROW(check_same_architecture({build(network, 1), build(network, 2)}));
   const ScriptModel anonymous(build_builtin("mlp", json::object(), 0), "some.pt");
   expect_error(ErrorKind::kInput, {"some.pt", "group file"},
                [&] { unit_groups_for(anonymous, "auto"); });

@@ -65,6 +65,28 @@ TEST_CASE("activation similarity of the golden MLP is the authors'", "[merge]") 
   }
 }
 
+TEST_CASE("taps can be tried out on a small batch", "[merge]") {
+  std::vector<ScriptModel> models = two_mlps();
+  const UnitGroups groups = unit_groups_for(models.front(), "auto");
+  CHECK_NOTHROW(try_taps(models, groups, at::rand({2, 12})));
+  expect_error(ErrorKind::kInput, {"mlp", "fc1"}, [&] {
+    try_taps(models, groups, at::rand({2, 13}));
+  });
+  UnitGroups wrong = groups;
+  wrong.groups[0].taps = {"fc7.weight/input"};
+  expect_error(ErrorKind::kInput, {"fc7.weight/input"}, [&] {
+    try_taps(models, wrong, at::rand({2, 12}));
+  });
+  wrong.groups[0].taps = {"fc1.weight/input"};
+  expect_error(ErrorKind::kInput, {"group fc1, tap fc1.weight/input", "no axis of 16 units"}, [&] {
+    try_taps(models, wrong, at::rand({2, 12}));
+  });
+  wrong.groups[0].taps.clear();
+  expect_error(ErrorKind::kInput, {"group fc1", "no tap"}, [&] {
+    try_taps(models, wrong, at::rand({2, 12}));
+  });
+}
+
 TEST_CASE("the cross-model scope is a part of all pairs", "[merge]") {
   std::vector<ScriptModel> models = two_mlps();
   const UnitGroups groups = unit_groups_for(models.front(), "auto");

@@ -16,6 +16,15 @@ TEST_CASE("a table is Markdown that reads as plain text", "[report]") {
         "| average |   9.0 |\n");
 }
 
+TEST_CASE("a cell of a Markdown table stays in its place", "[report]") {
+  Table table({"model|set", "joint"});
+  table.add_row({"a|b\nc", "1"});
+  CHECK(table.markdown() ==
+        "| model\\|set | joint |\n"
+        "|------------|------:|\n"
+        "| a\\|b c     |     1 |\n");
+}
+
 TEST_CASE("CSV quotes what would break a row", "[report]") {
   Table table({"a,b", "c"});
   table.add_row({"say \"x\"", "1"});

@@ -100,9 +100,9 @@ TEST_CASE("corrupt safetensors files are refused by name and tensor", "[safetens
   };
   const std::vector<Case> cases{
       {"[1]", 0, "not a JSON object"},
-      {"{", 0, "not valid JSON"},
-      {"{} x", 0, "not valid JSON"},
-      {"\xff\xfe{}", 0, "not valid JSON"},
+      {"{", 0, "its header: not JSON"},
+      {"{} x", 0, "its header: not JSON"},
+      {"\xff\xfe{}", 0, "its header: not JSON"},
       {R"({"w":3})", 0, "\"w\": its header entry is not an object"},
       {R"({"w":{"dtype":"F32","shape":[1]}})", 4, "\"w\": has no \"data_offsets\""},
       {R"({"w":{"dtype":"F32","data_offsets":[0,4]}})", 4, "\"w\": has no \"shape\""},
@@ -133,12 +133,12 @@ TEST_CASE("corrupt safetensors files are refused by name and tensor", "[safetens
        6, "overlap"},
       {R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
        R"("w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
-       2, "\"w\" occurs twice"},
+       2, "\"w\" is given twice"},
       {R"({"w":{"dtype":"U8","shape":[1],"shape":[2],"data_offsets":[0,2]}})", 2,
-       "\"shape\" occurs twice"},
+       "\"shape\" is given twice"},
       {R"({"__metadata__":[]})", 0, "__metadata__"},
       {R"({"__metadata__":{"a":1}})", 0, "\"a\" is not a string"},
-      {R"({"w":{"dtype":"U8","shape":[[[[[1]]]]],"data_offsets":[0,1]}})", 1, "too deeply"},
+      {R"({"w":{"dtype":"U8","shape":[[1]],"data_offsets":[0,1]}})", 1, "not a list of sizes"},
   };
   TemporaryFolder folder;
   for (const Case& item : cases) {
@@ -148,6 +148,12 @@ TEST_CASE("corrupt safetensors files are refused by name and tensor", "[safetens
     expect_error(ErrorKind::kInput, {"bad.safetensors", item.message},
                  [&] { read_safetensors(path); });
     expect_error(ErrorKind::kInput, {item.message}, [&] { read_safetensors_header(path); });
+  }
+  SECTION("a header nested without end") {
+    const auto path =
+        write_bytes(folder / "bad.safetensors", file_bytes(std::string(300'000, '['), ""));
+    expect_error(ErrorKind::kInput, {"bad.safetensors", "nested more than 100 deep"},
+                 [&] { read_safetensors(path); });
   }
   SECTION("damage outside the header") {
     const auto refuse = [&](const std::string& bytes, const char* message) {
@@ -200,6 +206,16 @@ TEST_CASE("truncated and bit-flipped safetensors files never do worse than an Er
     bytes[random() % bytes.size()] ^= static_cast<char>(1u << (random() % 8));
     attempt(bytes);
   }
+}
+
+TEST_CASE("what safetensors cannot hold can be told before it is written", "[safetensors]") {
+  CHECK_NOTHROW(check_storable({{"a", at::ones({2})}, {"b", at::ones({2}, at::kBool)}}, "net.pt"));
+  expect_error(ErrorKind::kInput, {"net.pt: b is CPUComplexFloatType", "real"}, [] {
+    check_storable({{"a", at::ones({2})}, {"b", at::ones({2}, at::kComplexFloat)}}, "net.pt");
+  });
+  expect_error(ErrorKind::kInput, {"net.pt: s is Sparse"}, [] {
+    check_storable({{"s", at::eye(2).to_sparse()}}, "net.pt");
+  });
 }
 
 TEST_CASE("what safetensors cannot hold or the disk cannot take is an output error",

@@ -28,10 +28,10 @@ Checkpoint example(std::int64_t epoch, std::int64_t batch) {
 
 TEST_CASE("a checkpoint is read as it was written", "[train]") {
   testing::TemporaryFolder folder;
-  CHECK_FALSE(newest_checkpoint(folder.path()));
+  CHECK(checkpoints_in(folder.path()).empty());
   const Checkpoint c = example(2, 9);
   const auto path = write_checkpoint(folder.path(), c, 2);
-  CHECK(newest_checkpoint(folder.path()) == path);
+  CHECK(checkpoints_in(folder.path()) == std::vector{path});
   const Checkpoint read = read_checkpoint(path);
   CHECK(read.position.epoch == 2);
   CHECK(read.position.batch == 9);
@@ -48,11 +48,15 @@ TEST_CASE("the newest checkpoints are kept", "[train]") {
   testing::TemporaryFolder folder;
   for (const auto& [epoch, batch] : {std::pair{1, 0}, {1, 30}, {2, 4}, {10, 0}})
     write_checkpoint(folder.path(), example(epoch, batch), 2);
-  CHECK(newest_checkpoint(folder.path())->filename() == "checkpoint-000010-00000000.safetensors");
+  CHECK(checkpoints_in(folder.path()) ==
+        std::vector{folder / "checkpoint-000010-00000000.safetensors",
+                    folder / "checkpoint-000002-00000004.safetensors"});
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 2);
-  CHECK(std::filesystem::exists(folder / "checkpoint-000002-00000004.safetensors"));
+  // A run that goes on from the older one, because the newest is damaged, leaves its own.
+  const auto path = write_checkpoint(folder.path(), example(2, 8), 1);
+  CHECK(checkpoints_in(folder.path()) == std::vector{path});
   remove_checkpoints(folder.path());
-  CHECK_FALSE(newest_checkpoint(folder.path()));
+  CHECK(checkpoints_in(folder.path()).empty());
 }
 
 TEST_CASE("damaged and foreign checkpoints are named", "[train]") {

@@ -50,5 +50,20 @@ TEST_CASE("label noise strikes training labels alone, at its rate", "[train]") {
   CHECK(noisy.train.labels.max().item<int>() == 9);
 }
 
+TEST_CASE("label noise draws from the classes of the training set", "[train]") {
+  TrainDataConfig config = digits();
+  config.train.classes = {2, 5, 7};
+  config.label_noise = 1;
+  const TrainData noisy = load_train_data(config, 5);
+  CHECK(noisy.train_classes == std::vector<std::int64_t>{2, 5, 7});
+  CHECK(noisy.classes == 10);
+  CHECK(classes_in(noisy.train) == noisy.train_classes);
+  for (const std::int64_t c : noisy.train_classes)
+    CHECK(noisy.train.labels.eq(c).to(at::kDouble).mean().item<double>() ==
+          Approx(1.0 / 3).margin(0.08));
+  config.train.relabel = true;
+  CHECK(classes_in(load_train_data(config, 5).train) == std::vector<std::int64_t>{0, 1, 2});
+}
+
 }  // namespace
 }  // namespace weightsmith

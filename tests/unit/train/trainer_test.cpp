@@ -1,8 +1,10 @@
 #include "weightsmith/train/trainer.h"
 
 #include <ATen/ATen.h>
+#include <torch/csrc/jit/api/module.h>
 
 #include <catch2/catch.hpp>
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -48,6 +50,17 @@ class StopAt final : public Progress {
 
  private:
   std::int64_t left_;
+};
+
+/// Keeps what it is warned of.
+class Warnings final : public Progress {
+ public:
+  void begin(std::string_view, std::int64_t, std::string_view) override {}
+  void update(std::int64_t, std::string_view) override {}
+  void end() override {}
+  void warn(std::string_view message) override { text += std::string(message) + "\n"; }
+
+  std::string text;
 };
 
 TensorMap weights_of(const std::filesystem::path& out) {
@@ -150,7 +163,7 @@ TEST_CASE("a run stopped anywhere and resumed ends with the same bits", "[train]
           break;
         } catch (const Interrupted& interrupted) {
           CHECK(interrupted.signal() == 15);
-          CHECK(newest_checkpoint(config.out));
+          CHECK_FALSE(checkpoints_in(config.out).empty());
           request_stop(0);
           resume = true;
           ++stops;
@@ -199,6 +212,97 @@ TEST_CASE("a run is resumed with its own configuration, or started anew", "[trai
   NoProgress progress;
   train(config, anew, progress);
   CHECK_FALSE(same(weights_of(config.out), before));
+}
+
+TEST_CASE("a damaged checkpoint is passed over for the one before", "[train]") {
+  testing::TemporaryFolder folder;
+  const TrainConfig config = small_config(folder / "run");
+  train_quietly(config);
+  const TensorMap expected = weights_of(config.out);
+  const auto checkpoints = checkpoints_in(config.out);
+  REQUIRE(checkpoints.size() == 2);
+  std::filesystem::resize_file(checkpoints[0], 100);
+  Warnings progress;
+  const TrainResult result = train(config, {at::kCPU, true}, progress);
+  CHECK_THAT(progress.text,
+             Catch::Contains(checkpoints[0].string()) &&
+                 Catch::Contains("going on from " + checkpoints[1].filename().string()));
+  CHECK(result.resumed_from->epoch == 2);
+  CHECK(same(weights_of(config.out), expected));
+
+  // With none left to go on from, the newest is what is wrong.
+  for (const auto& path : checkpoints_in(config.out)) std::filesystem::resize_file(path, 100);
+  testing::expect_error(ErrorKind::kInput, {checkpoints[0].string()}, [&] {
+    train(config, {at::kCPU, true}, progress);
+  });
+}
+
+/// A network with one batch norm whose training flag is `training`.
+std::filesystem::path save_norm(const std::filesystem::path& path, const std::string& training) {
+  torch::jit::Module net("Net");
+  net.register_parameter("weight", at::rand({10, 64}), false);
+  net.register_buffer("mean", at::zeros({64}));
+  net.register_buffer("var", at::ones({64}));
+  net.register_attribute("training", c10::BoolType::get(), true);
+  net.define(
+      "def forward(self, x):\n"
+      "    x = torch.batch_norm(x.flatten(1), None, None, self.mean, self.var, " +
+      training + ", 0.1, 1e-5, False)\n    return x.mm(self.weight.t())\n");
+  net.save(path.string());
+  return path;
+}
+
+TEST_CASE("batch norms that training would leave as they are are told of", "[train]") {
+  testing::TemporaryFolder folder;
+  for (const auto& [training, is_frozen] : {std::pair{"False", true}, {"self.training", false}}) {
+    INFO(training);
+    TrainConfig config = small_config(folder / training);
+    config.model = {};
+    config.model.script = save_norm(folder / "net.pt", training);
+    config.epochs = 1;
+    Warnings progress;
+    train(config, {}, progress);
+    CHECK((progress.text.find("1 of 1 batch norms are fixed in eval mode") != std::string::npos) ==
+          is_frozen);
+    const at::Tensor mean = weights_of(config.out).at("mean");
+    CHECK(mean.eq(0).all().item<bool>() == is_frozen);
+    CHECK(training_plan(config, {}).contains("warnings") == is_frozen);
+  }
+}
+
+TEST_CASE("test labels that do not compete are refused", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.data.train.classes = {0, 1, 2};
+  config.objective.candidates = Candidates::kData;
+  config.epochs = 1;
+  testing::expect_error(ErrorKind::kConfig,
+                        {"data.test", "class 3 and 6 more", "data.test.classes"},
+                        [&] { train_quietly(config); });
+  CHECK_FALSE(std::filesystem::exists(config.out));
+  config.data.test->classes = {2, 0};
+  train_quietly(config);
+  // All classes compete: a label that was not trained on is a mistake, not infinite.
+  config.objective.candidates = Candidates::kAll;
+  config.data.test->classes.clear();
+  config.out = folder / "all";
+  NoProgress progress;
+  CHECK(std::isfinite(train(config, {}, progress).test->loss));
+}
+
+TEST_CASE("a network that no file of ours could hold is refused at once", "[train]") {
+  testing::TemporaryFolder folder;
+  torch::jit::Module net("Net");
+  net.register_parameter("weight", at::rand({10, 64}), false);
+  net.register_buffer("phase", at::ones({10}, at::kComplexFloat));
+  net.define("def forward(self, x):\n    return x.flatten(1).mm(self.weight.t())\n");
+  net.save((folder / "net.pt").string());
+  TrainConfig config = small_config(folder / "run");
+  config.model = {};
+  config.model.script = folder / "net.pt";
+  testing::expect_error(ErrorKind::kInput, {"net.pt", "phase", "Complex"},
+                        [&] { train_quietly(config); });
+  CHECK_FALSE(std::filesystem::exists(config.out));
 }
 
 TEST_CASE("Lookaround with one head is SGD on its stream, bit for bit", "[train]") {

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <optional>
+#include <set>
+#include <string>
+
+namespace weightsmith {
+
+/// What a run may do with a folder that already holds one.
+struct RunFolderFlags {
+  bool resume = false;
+  bool overwrite = false;
+};
+
+/// A finished run is never mixed with another: refused, reused (its summary is returned) or, with
+/// `overwrite`, free to be replaced. Throws Error{kConfig} for a run of another configuration, and
+/// Error{kInput} when what it left cannot be read.
+std::optional<nlohmann::json> finished_run(const std::filesystem::path& out,
+                                           const RunFolderFlags& flags,
+                                           const nlohmann::json& config);
+
+/// Makes `out` the folder of a run of `config`: from now on it holds no finished one. Throws
+/// Error{kOutput}.
+void claim_folder(const std::filesystem::path& out, const nlohmann::json& config);
+
+/// The files, relative to `out`, that run.json says a former run of `tool` wrote and that are still
+/// there. Only regular files below `out` that no link leads to; a damaged run.json names none.
+std::set<std::string> former_outputs(const std::filesystem::path& out, const std::string& tool);
+
+/// Removes such files, and the folders below `out` that become empty. Throws Error{kOutput}.
+void remove_outputs(const std::filesystem::path& out, const std::set<std::string>& outputs);
+
+}  // namespace weightsmith
