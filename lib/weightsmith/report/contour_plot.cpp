@@ -81,11 +81,8 @@ class Panel {
       const SvgPoint at{x_(mark.x), y_(mark.y)};
       canvas_.circle(at, 4.5, "#ffffff", "#000000");
       const bool right = at.x < (x_.from + x_.to) / 2;
-      // Twice: a white rim keeps the name readable on any colour.
       canvas_.text({at.x + (right ? 8 : -8), at.y + 4}, mark.name,
-                   right ? SvgAnchor::kStart : SvgAnchor::kEnd, 12, true, false, "#ffffff");
-      canvas_.text({at.x + (right ? 8.7 : -7.3), at.y + 4.7}, mark.name,
-                   right ? SvgAnchor::kStart : SvgAnchor::kEnd, 12, true, false, "#000000");
+                   {right ? SvgAnchor::kStart : SvgAnchor::kEnd, 12, true, false, true});
     }
   }
 
@@ -136,19 +133,18 @@ class Panel {
     for (std::size_t i = 0; i < across.values.size(); ++i) {
       canvas_.line({x_(across.values[i]), y_.from}, {x_(across.values[i]), y_.from + 4}, "#444444",
                    1);
-      canvas_.text({x_(across.values[i]), y_.from + 17}, across.labels[i], SvgAnchor::kMiddle, 11);
+      canvas_.text({x_(across.values[i]), y_.from + 17}, across.labels[i], {SvgAnchor::kMiddle});
     }
     const AxisMarks up = axis_marks(y_.low, y_.high, 6);
     for (std::size_t i = 0; i < up.values.size(); ++i) {
       canvas_.line({x_.from - 4, y_(up.values[i])}, {x_.from, y_(up.values[i])}, "#444444", 1);
-      canvas_.text({x_.from - 7, y_(up.values[i]) + 4}, up.labels[i], SvgAnchor::kEnd, 11);
+      canvas_.text({x_.from - 7, y_(up.values[i]) + 4}, up.labels[i], {SvgAnchor::kEnd});
     }
     canvas_.rectangle({x_.from, y_.to}, x_.to - x_.from, y_.from - y_.to, "none", "#444444");
     const double middle = (x_.from + x_.to) / 2;
-    canvas_.text({middle, y_.to - 14}, plot_.title, SvgAnchor::kMiddle, 14, /*bold=*/true);
-    canvas_.text({middle, y_.from + 38}, plot_.x_label, SvgAnchor::kMiddle, 12);
-    canvas_.text({x_.from - 44, (y_.from + y_.to) / 2}, plot_.y_label, SvgAnchor::kMiddle, 12,
-                 /*bold=*/false, /*turned=*/true);
+    canvas_.text({middle, y_.to - 14}, plot_.title, kTitleText);
+    canvas_.text({middle, y_.from + 38}, plot_.x_label, kAxisText);
+    canvas_.text({x_.from - 44, (y_.from + y_.to) / 2}, plot_.y_label, kUpAxisText);
   }
 
   void draw_bar() {
@@ -159,8 +155,8 @@ class Panel {
                         colour(k), "none");
     const AxisMarks marks = axis_marks(low_, high_, 7);
     for (std::size_t i = 0; i < marks.values.size(); ++i)
-      canvas_.text({left + 17, scale(marks.values[i]) + 4}, marks.labels[i], SvgAnchor::kStart, 11);
-    canvas_.text({left + 6, y_.to - 14}, plot_.value_label, SvgAnchor::kMiddle, 11);
+      canvas_.text({left + 17, scale(marks.values[i]) + 4}, marks.labels[i], {});
+    canvas_.text({left + 6, y_.to - 14}, plot_.value_label, {SvgAnchor::kMiddle});
   }
 
   SvgCanvas& canvas_;

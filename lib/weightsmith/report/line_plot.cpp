@@ -75,20 +75,19 @@ class Panel {
     for (std::size_t i = 0; i < across.values.size(); ++i) {
       const double at = x_(across.values[i]);
       canvas_.line({at, y_.from}, {at, y_.to}, "#e6e6e6", 1);
-      canvas_.text({at, y_.from + 17}, across.labels[i], SvgAnchor::kMiddle, 11);
+      canvas_.text({at, y_.from + 17}, across.labels[i], {SvgAnchor::kMiddle});
     }
     const AxisMarks up = axis_marks(y_.low, y_.high, 7);
     for (std::size_t i = 0; i < up.values.size(); ++i) {
       const double at = y_(up.values[i]);
       canvas_.line({x_.from, at}, {x_.to, at}, "#e6e6e6", 1);
-      canvas_.text({x_.from - 7, at + 4}, up.labels[i], SvgAnchor::kEnd, 11);
+      canvas_.text({x_.from - 7, at + 4}, up.labels[i], {SvgAnchor::kEnd});
     }
     canvas_.rectangle({x_.from, y_.to}, x_.to - x_.from, y_.from - y_.to, "none", "#888888");
     const double middle = (x_.from + x_.to) / 2;
-    canvas_.text({middle, y_.to - 14}, plot_.title, SvgAnchor::kMiddle, 14, /*bold=*/true);
-    canvas_.text({middle, y_.from + 37}, plot_.x_label, SvgAnchor::kMiddle, 12);
-    canvas_.text({x_.from - 50, (y_.from + y_.to) / 2}, plot_.y_label, SvgAnchor::kMiddle, 12,
-                 /*bold=*/false, /*turned=*/true);
+    canvas_.text({middle, y_.to - 14}, plot_.title, kTitleText);
+    canvas_.text({middle, y_.from + 37}, plot_.x_label, kAxisText);
+    canvas_.text({x_.from - 50, (y_.from + y_.to) / 2}, plot_.y_label, kUpAxisText);
   }
 
   void draw_series(const LineSeries& series, const char* colour) {
@@ -129,7 +128,7 @@ class Panel {
     canvas_.line({at, y_.from}, {at, y_.to}, "#444444", 1.2, /*dashed=*/true);
     const bool right = at < (x_.from + x_.to) / 2;
     canvas_.text({at + (right ? 5 : -5), y_.to + 14}, plot_.mark_label,
-                 right ? SvgAnchor::kStart : SvgAnchor::kEnd, 11);
+                 {right ? SvgAnchor::kStart : SvgAnchor::kEnd});
   }
 
   void draw_legend() {
@@ -138,7 +137,7 @@ class Panel {
       const char* colour = kColours[s % kColours.size()];
       canvas_.line({x_.to + 14, at}, {x_.to + 36, at}, colour, 2);
       canvas_.circle({x_.to + 25, at}, 3, colour, "#ffffff");
-      canvas_.text({x_.to + 42, at + 4}, plot_.series[s].name, SvgAnchor::kStart, 11);
+      canvas_.text({x_.to + 42, at + 4}, plot_.series[s].name, {});
       at += 18;
     }
   }

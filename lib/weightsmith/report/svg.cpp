@@ -88,17 +88,18 @@ void SvgCanvas::rectangle(SvgPoint corner, double width, double height, std::str
       number(corner.x), number(corner.y), number(width), number(height), fill, outline);
 }
 
-void SvgCanvas::text(SvgPoint at, std::string_view text, SvgAnchor anchor, double size, bool bold,
-                     bool turned, std::string_view colour) {
-  const char* place = anchor == SvgAnchor::kStart    ? "start"
-                      : anchor == SvgAnchor::kMiddle ? "middle"
-                                                     : "end";
+void SvgCanvas::text(SvgPoint at, std::string_view text, const SvgTextStyle& style) {
+  const char* place = style.anchor == SvgAnchor::kStart    ? "start"
+                      : style.anchor == SvgAnchor::kMiddle ? "middle"
+                                                           : "end";
+  std::string more;
+  if (style.bold) more += " font-weight=\"bold\"";
+  if (style.halo) more += " stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\"";
+  if (style.turned)
+    more += fmt::format(" transform=\"rotate(-90 {} {})\"", number(at.x), number(at.y));
   body_ += fmt::format(
-      "<text x=\"{0}\" y=\"{1}\" text-anchor=\"{2}\" font-size=\"{3}\" fill=\"{4}\"{5}{6}>{7}"
-      "</text>\n",
-      number(at.x), number(at.y), place, number(size), colour, bold ? " font-weight=\"bold\"" : "",
-      turned ? fmt::format(" transform=\"rotate(-90 {} {})\"", number(at.x), number(at.y)) : "",
-      escaped(text));
+      "<text x=\"{}\" y=\"{}\" text-anchor=\"{}\" font-size=\"{}\" fill=\"#222222\"{}>{}</text>\n",
+      number(at.x), number(at.y), place, number(style.size), more, escaped(text));
 }
 
 std::string SvgCanvas::document(std::string_view description) const {

@@ -15,6 +15,19 @@ struct SvgPoint {
 /// How a text stands to its place.
 enum class SvgAnchor { kStart, kMiddle, kEnd };
 
+struct SvgTextStyle {
+  SvgAnchor anchor = SvgAnchor::kStart;
+  double size = 11;
+  bool bold = false;
+  bool turned = false;  ///< reads upwards
+  bool halo = false;    ///< a white rim keeps it readable on any colour
+};
+
+/// Of a plot, its axis across and its axis upwards.
+inline constexpr SvgTextStyle kTitleText{SvgAnchor::kMiddle, 14, true, false, false};
+inline constexpr SvgTextStyle kAxisText{SvgAnchor::kMiddle, 12, false, false, false};
+inline constexpr SvgTextStyle kUpAxisText{SvgAnchor::kMiddle, 12, false, true, false};
+
 /// Collects shapes and writes them as one SVG 1.1 document without scripts, fonts or outside
 /// references, so that it looks the same in a browser, a README and a paper. Colours are CSS
 /// colours; coordinates are rounded to a hundredth of a pixel, so equal drawings give equal bytes.
@@ -31,9 +44,8 @@ class SvgCanvas {
   void circle(SvgPoint centre, double radius, std::string_view fill, std::string_view outline);
   void rectangle(SvgPoint corner, double width, double height, std::string_view fill,
                  std::string_view outline);
-  /// `turned`: reads upwards. The text is escaped.
-  void text(SvgPoint at, std::string_view text, SvgAnchor anchor, double size, bool bold = false,
-            bool turned = false, std::string_view colour = "#222222");
+  /// The text is escaped.
+  void text(SvgPoint at, std::string_view text, const SvgTextStyle& style);
 
   /// The whole document; `description` becomes its <title>, which screen readers read out.
   std::string document(std::string_view description) const;
