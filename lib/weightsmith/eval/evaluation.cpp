@@ -35,7 +35,64 @@ nlohmann::json evaluation_json(const Evaluation& e) {
           {"accuracy_low", e.accuracy_low},
           {"accuracy_high", e.accuracy_high},
           {"loss", e.loss},
+          {"ece", e.ece},
           {"samples", e.samples}};
+}
+
+Evaluation make_evaluation(std::int64_t samples, std::int64_t correct, double loss, double ece) {
+  Evaluation result;
+  result.samples = samples;
+  result.correct = correct;
+  result.accuracy =
+      static_cast<double>(correct) / static_cast<double>(std::max<std::int64_t>(samples, 1));
+  std::tie(result.accuracy_low, result.accuracy_high) = wilson_interval(correct, samples);
+  result.loss = loss;
+  result.ece = ece;
+  return result;
+}
+
+void CalibrationBins::add(const at::Tensor& confidence, const at::Tensor& correct) {
+  const at::Tensor sure = confidence.to(at::kCPU, at::kDouble).contiguous();
+  const at::Tensor right = correct.to(at::kCPU, at::kBool).contiguous();
+  WS_CHECK(sure.numel() == right.numel());
+  const auto* p = sure.data_ptr<double>();
+  const auto* is_right = right.data_ptr<bool>();
+  for (std::int64_t i = 0; i < sure.numel(); ++i) {
+    const int bin = std::clamp(static_cast<int>(std::ceil(p[i] * kBins)) - 1, 0, kBins - 1);
+    ++samples_[bin];
+    confidence_[bin] += p[i];
+    if (is_right[i]) correct_[bin] += 1;
+  }
+}
+
+double CalibrationBins::error() const {
+  std::int64_t samples = 0;
+  double gap = 0;
+  for (int b = 0; b < kBins; ++b) {
+    samples += samples_[b];
+    gap += std::abs(correct_[b] - confidence_[b]);
+  }
+  return samples > 0 ? gap / static_cast<double>(samples) : 0.0;
+}
+
+Evaluation average_of(const std::vector<Evaluation>& evaluations) {
+  WS_CHECK(!evaluations.empty());
+  Evaluation mean;
+  double below = 0;
+  double above = 0;
+  const auto n = static_cast<double>(evaluations.size());
+  for (const Evaluation& e : evaluations) {
+    mean.samples += e.samples;
+    mean.correct += e.correct;
+    mean.accuracy += e.accuracy / n;
+    mean.loss += e.loss / n;
+    mean.ece += e.ece / n;
+    below += (e.accuracy - e.accuracy_low) * (e.accuracy - e.accuracy_low);
+    above += (e.accuracy_high - e.accuracy) * (e.accuracy_high - e.accuracy);
+  }
+  mean.accuracy_low = std::max(0.0, mean.accuracy - std::sqrt(below) / n);
+  mean.accuracy_high = std::min(1.0, mean.accuracy + std::sqrt(above) / n);
+  return mean;
 }
 
 std::pair<double, double> wilson_interval(std::int64_t successes, std::int64_t trials) {
@@ -60,8 +117,10 @@ Evaluation evaluate_ensemble(const std::vector<ScriptModel*>& models, const Data
   // No InferenceMode: a network that keeps a tensor between calls could not be trained afterwards.
   const at::NoGradGuard no_grad;
   for (ScriptModel* model : models) model->train(false);
-  Evaluation result;
+  std::int64_t samples = 0;
+  std::int64_t correct = 0;
   double loss = 0;
+  CalibrationBins calibration;
   Phase phase(progress, "evaluate", dataset.size(), "images");
   for (std::int64_t begin = 0; begin < dataset.size(); begin += options.batch_size) {
     stop_here_if_requested();
@@ -79,17 +138,15 @@ Evaluation evaluate_ensemble(const std::vector<ScriptModel*>& models, const Data
                                     : at::stack(log_probabilities).logsumexp({0}) -
                                           std::log(static_cast<double>(models.size()));
     const at::Tensor labels = dataset.labels.narrow(0, begin, count).to(combined.device());
-    result.correct += combined.argmax(1).eq(labels).sum().item<std::int64_t>();
+    const at::Tensor right = combined.argmax(1).eq(labels);
+    correct += right.sum().item<std::int64_t>();
     loss -= combined.gather(1, labels.unsqueeze(1)).sum(at::kDouble).item<double>();
-    result.samples += count;
-    phase.update(result.samples);
+    calibration.add(combined.amax({1}).exp(), right);
+    samples += count;
+    phase.update(samples);
   }
-  const auto n = static_cast<double>(std::max<std::int64_t>(result.samples, 1));
-  result.accuracy = static_cast<double>(result.correct) / n;
-  result.loss = loss / n;
-  std::tie(result.accuracy_low, result.accuracy_high) =
-      wilson_interval(result.correct, result.samples);
-  return result;
+  const auto n = static_cast<double>(std::max<std::int64_t>(samples, 1));
+  return make_evaluation(samples, correct, loss / n, calibration.error());
 }
 
 }  // namespace weightsmith

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
 #include <utility>
@@ -22,10 +23,41 @@ struct Evaluation {
   double accuracy_low = 0;   ///< 95 % confidence interval (wilson_interval)
   double accuracy_high = 0;
   double loss = 0;  ///< mean cross-entropy of the scores' softmax, without label smoothing
+  double ece = 0;   ///< expected calibration error (CalibrationBins)
 };
 
-/// {"accuracy", "accuracy_low", "accuracy_high", "loss", "samples"}.
+/// An evaluation from what was counted; fills in accuracy and its interval.
+Evaluation make_evaluation(std::int64_t samples, std::int64_t correct, double loss, double ece);
+
+/// {"accuracy", "accuracy_low", "accuracy_high", "loss", "ece", "samples"}.
 nlohmann::json evaluation_json(const Evaluation& evaluation);
+
+/// Expected calibration error: samples are sorted by their confidence, the largest class
+/// probability, into 15 bins ((k - 1) / 15, k / 15] of equal width, and the distances between a
+/// bin's accuracy and its mean confidence are averaged, weighted by the samples in it (Guo, Pleiss,
+/// Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017, equation 3).
+class CalibrationBins {
+ public:
+  static constexpr int kBins = 15;
+
+  /// `confidence` (B) float and `correct` (B) bool, on one device.
+  void add(const at::Tensor& confidence, const at::Tensor& correct);
+  /// 0 without samples.
+  double error() const;
+
+ private:
+  std::array<std::int64_t, kBins> samples_{};
+  std::array<double, kBins> correct_{};
+  std::array<double, kBins> confidence_{};
+};
+
+/// The mean of accuracies on several sets, each set with the same weight, and its 95 % interval:
+/// distances of the sets' own limits added in squares (the method of variance estimates recovery:
+/// Zou and Donner, "Construction of confidence limits about effect measures: a general approach",
+/// Statistics in Medicine 27(10), 2008). The sets must share no samples. Only `accuracy`,
+/// `accuracy_low` and `accuracy_high` mean something beside `samples`, `correct` and the means of
+/// `loss` and `ece`.
+Evaluation average_of(const std::vector<Evaluation>& evaluations);
 
 struct EvaluationOptions {
   std::int64_t batch_size = 256;

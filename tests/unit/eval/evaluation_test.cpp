@@ -124,5 +124,66 @@ TEST_CASE("the Wilson interval solves its equation", "[eval]") {
   }
 }
 
+TEST_CASE("calibration error is the weighted distance of accuracy and confidence", "[eval]") {
+  CalibrationBins bins;
+  CHECK(bins.error() == 0);
+  // Ten samples at 0.95, eight right; ten at 0.55, nine right: |8 - 9.5| + |9 - 5.5| over 20.
+  bins.add(at::full({10}, 0.95), at::arange(10) < 8);
+  bins.add(at::full({10}, 0.55), at::arange(10) < 9);
+  CHECK(bins.error() == Approx((1.5 + 3.5) / 20));
+  // Inside one bin errors of both signs cancel: 0.55 and 0.58 share the ninth of fifteen bins.
+  CalibrationBins one;
+  one.add(at::tensor({0.55, 0.58}), at::tensor({1, 0}).to(at::kBool));
+  CHECK(one.error() == Approx(std::abs(1 - 1.13) / 2));
+  // Bins hold their upper edge, the first also 0, and 1 has its place.
+  CalibrationBins edges;
+  edges.add(at::tensor({1.0, 0.0}), at::tensor({1, 0}).to(at::kBool));
+  CHECK(edges.error() == 0);
+}
+
+TEST_CASE("evaluating measures calibration as the definition does, whatever the batches",
+          "[eval]") {
+  const Dataset set = random_set(60, 4);
+  at::manual_seed(3);
+  const at::Tensor weight = at::randn({4, 4}) * 3;
+  ScriptModel model = linear_model(weight);
+  const at::Tensor p = set.images.matmul(weight).softmax(1);
+  const auto [confidence, predicted] = p.max(1);
+  double wanted = 0;
+  for (int b = 0; b < 15; ++b) {
+    const at::Tensor inside = (confidence > b / 15.0).logical_and(confidence <= (b + 1) / 15.0);
+    const auto n = inside.sum().item<double>();
+    if (n == 0) continue;
+    const at::Tensor right = predicted.eq(set.labels).logical_and(inside);
+    const double gap =
+        right.sum().item<double>() / n - confidence.masked_select(inside).mean().item<double>();
+    wanted += std::abs(gap) * n / 60;
+  }
+  NoProgress progress;
+  for (const std::int64_t batch_size : {7, 60}) {
+    const Evaluation e =
+        evaluate(model, set, Objective(ObjectiveConfig{}, 4), {batch_size}, progress);
+    CHECK(e.ece == Approx(wanted).epsilon(1e-4));
+    CHECK(evaluation_json(e)["ece"] == e.ece);
+  }
+}
+
+TEST_CASE("a task average has the mean accuracy and a narrower interval", "[eval]") {
+  const Evaluation a = make_evaluation(100, 90, 0.5, 0.1);
+  const Evaluation b = make_evaluation(400, 280, 1.5, 0.3);
+  const Evaluation mean = average_of({a, b});
+  CHECK(mean.accuracy == Approx(0.8));
+  CHECK(mean.loss == Approx(1.0));
+  CHECK(mean.ece == Approx(0.2));
+  CHECK(mean.samples == 500);
+  CHECK(mean.accuracy - mean.accuracy_low ==
+        Approx(std::hypot(a.accuracy - a.accuracy_low, b.accuracy - b.accuracy_low) / 2));
+  CHECK(mean.accuracy_high - mean.accuracy ==
+        Approx(std::hypot(a.accuracy_high - a.accuracy, b.accuracy_high - b.accuracy) / 2));
+  const Evaluation alone = average_of({a});
+  CHECK(alone.accuracy_low == Approx(a.accuracy_low));
+  CHECK(alone.accuracy_high == Approx(a.accuracy_high));
+}
+
 }  // namespace
 }  // namespace weightsmith
