@@ -2,7 +2,9 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "weightsmith/core/error.h"
@@ -48,26 +50,113 @@ Alignment align_in_blocks(const ScoreMatrix& scores, std::int64_t blocks,
   return result;
 }
 
+Alignment align_matrix(const ScoreMatrix& scores, std::int64_t blocks, const std::string& where) {
+  return blocks == 1 ? align_units(scores, where) : align_in_blocks(scores, blocks, where);
+}
+
+void check_blocks(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
+  check_similarity(similarity, where);
+  if (blocks < 1 || similarity.units % blocks != 0)
+    throw Error(ErrorKind::kInput, where,
+                fmt::format("{} units in {} blocks", similarity.units, blocks),
+                "blocks must divide the units evenly");
+}
+
+/// The units of every model by slot, while models take turns.
+class Turns {
+ public:
+  Turns(const Similarity& similarity, const Matching& start)
+      : similarity_(similarity), n_(similarity.units), models_(similarity.models) {
+    for (std::int64_t i = 0; i < models_; ++i) unit_.push_back(start.unit_of(i));
+    scores_.resize(n_ * n_);
+  }
+
+  /// Assigns one model anew; whether that was a gain.
+  bool turn(std::int64_t i, std::int64_t blocks, const std::string& where) {
+    fill_scores(i);
+    double present = 0;
+    for (std::int64_t r = 0; r < n_; ++r)
+      present += static_cast<double>(scores_[r * n_ + unit_[i][r]]);
+    Alignment found = align_matrix({scores_.data(), n_, n_}, blocks, where);
+    // Rounding must not count as a gain, or models could take turns for ever.
+    if (!(found.value > present / static_cast<double>(n_) + 1e-9)) return false;
+    unit_[i] = std::move(found.unit);
+    return true;
+  }
+
+  Matching matching() const {
+    Matching matching = identity_matching(models_, n_);
+    double total = 0;
+    const float* values = similarity_.values.data_ptr<float>();
+    for (std::int64_t r = 0; r < n_; ++r) {
+      for (std::int64_t i = 0; i < models_; ++i) {
+        matching.slot[i * n_ + unit_[i][r]] = unit_[0][r];
+        for (std::int64_t j = i + 1; j < models_; ++j)
+          total += static_cast<double>(
+              values[(i * n_ + unit_[i][r]) * models_ * n_ + j * n_ + unit_[j][r]]);
+      }
+    }
+    const double pairs = static_cast<double>(models_ * (models_ - 1)) / 2;
+    matching.value = total / (pairs * static_cast<double>(n_));
+    return matching;
+  }
+
+ private:
+  /// Slots (rows) against the units of model i: mean similarity with the other models' units there.
+  void fill_scores(std::int64_t i) {
+    std::fill(scores_.begin(), scores_.end(), 0.0F);
+    const float part = 1.0F / static_cast<float>(models_ - 1);
+    const float* values = similarity_.values.data_ptr<float>();
+    for (std::int64_t j = 0; j < models_; ++j) {
+      if (j == i) continue;
+      for (std::int64_t r = 0; r < n_; ++r) {
+        const float* row = values + (j * n_ + unit_[j][r]) * models_ * n_ + i * n_;
+        for (std::int64_t k = 0; k < n_; ++k) scores_[r * n_ + k] += part * row[k];
+      }
+    }
+  }
+
+  const Similarity& similarity_;
+  std::int64_t n_;
+  std::int64_t models_;
+  std::vector<std::vector<std::int32_t>> unit_;  // [model][slot]
+  std::vector<float> scores_;
+};
+
 }  // namespace
 
 Matching align(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
-  check_similarity(similarity, where);
+  check_blocks(similarity, blocks, where);
   const std::int64_t n = similarity.units;
-  if (blocks < 1 || n % blocks != 0)
-    throw Error(ErrorKind::kInput, where, fmt::format("{} units in {} blocks", n, blocks),
-                "blocks must divide the units evenly");
   Matching matching = identity_matching(similarity.models, n);
   if (similarity.models == 1 || n == 0) return matching;
   for (std::int64_t i = 1; i < similarity.models; ++i) {
     const ScoreMatrix scores{similarity.cross_block(i), n, similarity.block_stride()};
     const std::string pair = fmt::format("{}, models 0 and {}", where, i);
-    const Alignment alignment =
-        blocks == 1 ? align_units(scores, pair) : align_in_blocks(scores, blocks, pair);
+    const Alignment alignment = align_matrix(scores, blocks, pair);
     for (std::int64_t r = 0; r < n; ++r)
       matching.slot[i * n + alignment.unit[r]] = static_cast<std::int32_t>(r);
     matching.value += alignment.value / static_cast<double>(similarity.models - 1);
   }
   return matching;
+}
+
+Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
+  check_blocks(similarity, blocks, where);
+  if (similarity.models <= 2 || similarity.units == 0) return align(similarity, blocks, where);
+  if (similarity.scope != Similarity::Scope::kAllPairs)
+    throw Error(ErrorKind::kInput, where, "similarities with the first model only",
+                "aligning with the mean needs similarities of all pairs");
+  Turns turns(similarity, align(similarity, blocks, where));
+  // Every gain raises a total that is bounded; the bound on rounds is for a clock, not for sense.
+  constexpr int kMostRounds = 100;
+  for (int round = 0; round < kMostRounds; ++round) {
+    bool gained = false;
+    for (std::int64_t i = 0; i < similarity.models; ++i)
+      gained |= turns.turn(i, blocks, fmt::format("{}, model {} against the others", where, i));
+    if (!gained) break;
+  }
+  return turns.matching();
 }
 
 }  // namespace weightsmith

@@ -25,4 +25,20 @@ namespace weightsmith {
 /// not divide the units, Error{kNumeric} when a similarity is NaN or infinite.
 Matching align(const Similarity& similarity, std::int64_t blocks, std::string_view where);
 
+/// Aligns all models with each other: one permutation a model, so that every way around a cycle of
+/// models leads back to the same unit, of large total similarity over *all* pairs of models. Ascent
+/// by coordinates, started from align(): model after model is assigned anew against the mean of its
+/// similarities with the units of all others, as they stand, until a round over the models changes
+/// nothing. With inner products as similarity that is aligning with the mean of the other models'
+/// weights, algorithm 3 (MergeMany) of Git Re-Basin; the aim is that of C²M³ (Crisostomi et al.,
+/// "C²M³: Cycle-Consistent Multi-Model Merging", NeurIPS 2024). Differences: the models take turns
+/// in order, not at random, and a model only changes for a strict gain, so the total never falls.
+/// Which model comes first hardly matters, while align() is only as good as its model 0.
+///
+/// Slots keep the order of model 0's units. The value is the mean of the matched similarities over
+/// units and over all N (N - 1) / 2 pairs. Blocks and errors are those of align(), which is what
+/// two models get. Throws Error{kInput} for three models or more when similarities are not of all
+/// pairs.
+Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where);
+
 }  // namespace weightsmith

@@ -21,6 +21,17 @@ std::vector<std::int32_t> Matching::unit_of(std::int64_t model) const {
   return units_of_slots;
 }
 
+bool Matching::is_permutation() const {
+  if (slots != units) return false;
+  std::vector<bool> taken(models * slots, false);
+  for (std::int64_t u = 0; u < models * units; ++u) {
+    const std::int64_t place = u / units * slots + slot[u];
+    if (taken[place]) return false;
+    taken[place] = true;
+  }
+  return true;
+}
+
 Matching identity_matching(std::int64_t models, std::int64_t units) {
   WS_CHECK(models >= 1 && units >= 0);
   Matching matching{models, units, units, {}, {}, 0.0};

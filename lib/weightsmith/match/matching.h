@@ -22,6 +22,9 @@ struct Matching {
   /// (align): unit_of(i)[r] = pi(r). Throws Error{kInternal} for another kind of matching.
   std::vector<std::int32_t> unit_of(std::int64_t model) const;
 
+  /// Whether every slot holds exactly one unit of every model.
+  bool is_permutation() const;
+
   bool operator==(const Matching&) const = default;
 };
 

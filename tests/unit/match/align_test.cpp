@@ -130,3 +130,93 @@ TEST_CASE("blending mixes two spaces by balance") {
   const Similarity other = all_pairs_similarity(at::zeros({8, 8}), 4, "x");
   expect_error(ErrorKind::kInput, {"same units"}, [&] { blend(w, other, 0.5, "x"); });
 }
+
+namespace {
+
+/// Mean matched similarity over units and all pairs of models, from the definition.
+double mean_over_pairs(const Similarity& all, const Matching& m) {
+  double total = 0;
+  const std::int64_t pairs = m.models * (m.models - 1) / 2;
+  for (std::int64_t u = 0; u < m.models * m.units; ++u)
+    for (std::int64_t v = u + 1; v < m.models * m.units; ++v)
+      if (u / m.units != v / m.units && m.slot[u] == m.slot[v])
+        total += all.values[u][v].item<double>();
+  return total / static_cast<double>(pairs * m.units);
+}
+
+Similarity noisy_copies(std::int64_t models, std::int64_t n, double noise, Rng& rng) {
+  const at::Tensor base = normal_matrix(n, 12, rng);
+  std::vector<at::Tensor> rows;
+  for (std::int64_t i = 0; i < models; ++i) {
+    const auto order = random_permutation(n, rng);
+    rows.push_back(
+        (base + noise * normal_matrix(n, 12, rng)).index_select(0, at::tensor(order, at::kLong)));
+  }
+  const at::Tensor stacked = at::cat(rows);
+  return all_pairs_similarity(row_correlation(stacked, stacked), models, "test");
+}
+
+}  // namespace
+
+TEST_CASE("aligning with the mean is the best of all permutations where that can be counted") {
+  Rng rng(4);
+  int better_than_first = 0;
+  for (int trial = 0; trial < 20; ++trial) {
+    const std::int64_t n = 4;
+    const Similarity all = noisy_copies(3, n, 1.5, rng);
+    const Matching mean = align_to_mean(all, 1, "test");
+    CHECK(mean.is_permutation());
+    for (std::int32_t k = 0; k < n; ++k) CHECK(mean.slot[k] == k);
+    CHECK(mean.value == Approx(mean_over_pairs(all, mean)).epsilon(1e-6));
+    double best = -1e300;
+    std::vector<std::int32_t> p{0, 1, 2, 3};
+    do {
+      std::vector<std::int32_t> q{0, 1, 2, 3};
+      do {
+        std::vector<std::int32_t> slot{0, 1, 2, 3};
+        slot.insert(slot.end(), p.begin(), p.end());
+        slot.insert(slot.end(), q.begin(), q.end());
+        best = std::max(best, mean_over_pairs(all, make_matching(3, n, n, slot, 0)));
+      } while (std::next_permutation(q.begin(), q.end()));
+    } while (std::next_permutation(p.begin(), p.end()));
+    // The ascent may end below the optimum, never above it nor below where it began.
+    CHECK(mean.value <= best + 1e-6);
+    CHECK(mean.value > best - 0.1);
+    const Matching first = align(all, 1, "test");
+    const double before = mean_over_pairs(all, first);
+    CHECK(mean.value >= before - 1e-6);
+    better_than_first += mean.value > before + 1e-6 ? 1 : 0;
+  }
+  CHECK(better_than_first > 0);
+}
+
+TEST_CASE("the mean does not depend on which model comes first, as the first does") {
+  Rng rng(9);
+  const std::int64_t n = 40;
+  const Similarity all = noisy_copies(4, n, 0.1, rng);
+  const Matching mean = align_to_mean(all, 1, "test");
+  // Nearly equal copies: every pair of models must be matched the same way round every cycle.
+  const Matching first = align(all, 1, "test");
+  CHECK(mean.slot == first.slot);
+  CHECK(mean.value > 0.9);
+}
+
+TEST_CASE("aligning with the mean keeps blocks together") {
+  Rng rng(10);
+  const Similarity all = noisy_copies(3, 12, 0.8, rng);
+  const Matching mean = align_to_mean(all, 3, "test");
+  REQUIRE(mean.is_permutation());
+  for (std::int64_t u = 0; u < 36; u += 4)
+    for (std::int64_t k = 1; k < 4; ++k) CHECK(mean.slot[u + k] / 4 == mean.slot[u] / 4);
+  CHECK(mean.value >= mean_over_pairs(all, align(all, 3, "test")) - 1e-6);
+}
+
+TEST_CASE("two models need no mean, three need similarities of all pairs") {
+  Rng rng(11);
+  const Similarity two = noisy_copies(2, 9, 0.5, rng);
+  CHECK(align_to_mean(two, 1, "test") == align(two, 1, "test"));
+  CHECK(align_to_mean(cross_only(two), 1, "test") == align(two, 1, "test"));
+  const Similarity three = noisy_copies(3, 9, 0.5, rng);
+  expect_error(ErrorKind::kInput, {"group x", "all pairs"},
+               [&] { align_to_mean(cross_only(three), 1, "group x"); });
+}
