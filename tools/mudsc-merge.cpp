@@ -29,14 +29,14 @@ nlohmann::json merge(const MergeConfig& config, Run& run) {
   run.start();
 
   job.score_originals();
-  job.reset_originals();
-  job.collect_activations();
-  for (const MergeVariant& variant : config.variants()) {
+  job.collect_statistics();
+  for (const VariantConfig& variant : config.variants()) {
     const MatchResult matched = job.match(variant);
     ScriptModel merged = job.apply(matched);
-    job.renormalise(merged);
+    job.renormalise(merged, matched);
     job.score(variant, matched, merged);
     job.save(variant, matched, merged);
+    job.survey(variant, matched);
   }
   return job.summary();
 }

@@ -101,8 +101,8 @@ TEST_CASE("merging two trained networks in every method and space") {
   REQUIRE(summary["variants"].size() == kVariants.size());
   REQUIRE(summary["originals"].size() == 3);
 
-  std::vector<std::string> expected{"config.json", "log.txt",   "results.json",
-                                    "run.json",    "table.csv", "table.md"};
+  std::vector<std::string> expected{"config.json", "log.txt",   "results.json", "run.json",
+                                    "scores.csv",  "table.csv", "table.md"};
   for (const std::string& variant : kVariants)
     for (const char* name :
          {"groups.json", "matching.safetensors", "merged.pt", "merged.safetensors"})

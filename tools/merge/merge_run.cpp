@@ -1,14 +1,17 @@
 #include "merge/merge_run.h"
 
-#include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
 
+#include "merge/survey.h"
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/match/zip.h"
+#include "weightsmith/merge/fingerprint.h"
+#include "weightsmith/merge/normalization.h"
+#include "weightsmith/merge/statistics.h"
+#include "weightsmith/merge/statistics_cache.h"
 #include "weightsmith/model/batch_norms.h"
-#include "weightsmith/report/table.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -33,26 +36,54 @@ void MergeRun::load_models() {
   for (const ScriptModel& model : models_) check_storable(model.state_dict(), model.where());
   check_same_architecture(models_);
   check_finite(models_);
+  for (std::size_t i = 0; i < models_.size(); ++i) {
+    const DataTypes types = convert_to_float32(models_[i]);
+    if (i == 0) saved_types_ = types;
+  }
   const ScriptModel& first = models_.front();
   has_batch_norm_ = batch_norm_uses(FlatGraph(first.module(), first.where())).all > 0;
 }
 
 void MergeRun::derive_unit_groups() {
   // The plain average has no use for them; a group file that was given is checked all the same.
-  const auto variants = config_.variants();
-  if (config_.groups == "auto" &&
-      std::none_of(variants.begin(), variants.end(),
+  const auto candidates = config_.candidates();
+  if (config_.groups == "auto" && config_.matching.empty() &&
+      config_.normalization.mode != NormalizationMode::kRepair &&
+      std::none_of(candidates.begin(), candidates.end(),
                    [](const MergeVariant& v) { return v.matches_units(); }))
     return;
   groups_ = unit_groups_for(models_.front(), config_.groups);
   if (config_.groups != "auto") run_.record().add_input(config_.groups);
-  check_zip_keeps_widths();
+  if (!config_.matching.empty()) {
+    given_ = read_matchings(config_.matching, groups_, static_cast<std::int64_t>(models_.size()));
+    run_.record().add_input(config_.matching);
+  }
+  if (config_.normalization.mode == NormalizationMode::kRepair)
+    layers_ = affine_layers(groups_, models_.front().parameters());
+  check_widths();
 }
 
-void MergeRun::check_zip_keeps_widths() const {
+void MergeRun::check_widths() const {
+  if (given_) {
+    for (std::size_t g = 0; g < groups_.groups.size(); ++g) {
+      const Matching& m = given_->matchings[g];
+      if (m.slots == m.units) continue;
+      throw Error(ErrorKind::kInput, config_.matching.string(),
+                  fmt::format("group {} of {} units would become {} wide", groups_.groups[g].name,
+                              m.units, m.slots),
+                  "give a matching that keeps the width");
+    }
+    const bool all = std::all_of(given_->matchings.begin(), given_->matchings.end(),
+                                 [](const Matching& m) { return m.is_permutation(); });
+    if (config_.landscape && config_.landscape->plane > 0 && !all)
+      throw Error(ErrorKind::kInput, config_.matching.string(),
+                  "joins units of one model, so there is no matched copy to lay a plane through",
+                  "give the matching of an align, or set landscape.plane to 0");
+    return;
+  }
   const auto variants = config_.variants();
   if (std::none_of(variants.begin(), variants.end(),
-                   [](const MergeVariant& v) { return v.method == MergeMethod::kZip; }))
+                   [](const VariantConfig& v) { return v.method == MergeMethod::kZip; }))
     return;
   const auto models = static_cast<std::int64_t>(models_.size());
   for (const UnitGroup& group : groups_.groups) {
@@ -68,57 +99,32 @@ void MergeRun::check_zip_keeps_widths() const {
 
 void MergeRun::load_data() {
   const Phase phase(run_.progress(), "load data");
-  if (needs_activations()) activation_data_ = load_dataset(*config_.activations.data);
-  if (needs_reset()) {
+  const auto load = [this](const DataConfig& config) {
+    Dataset data = load_dataset(config);
+    if (!run_.settings().dry_run)
+      for (const auto& path : data.files) run_.record().add_input(path);
+    return data;
+  };
+  if (needs_activations()) activation_data_ = load(*config_.activations.data);
+  if (needs_reset() || config_.normalization.mode == NormalizationMode::kRepair) {
     const auto& data =
         config_.normalization.data ? config_.normalization.data : config_.activations.data;
     if (!data)
       throw Error(ErrorKind::kConfig, "normalization.data",
                   "the networks have batch norms, and resetting their statistics needs data",
                   "give it here or under activations, or set normalization.mode to none");
-    normalization_data_ = load_dataset(*data);
+    normalization_data_ = load(*data);
   }
-  std::int64_t classes = 0;
-  for (const EvaluationSet& set : config_.evaluation.sets) {
-    EvaluationData& loaded = sets_.emplace_back();
-    loaded.name = set.name;
-    loaded.data = load_dataset(set.data);
-    loaded.options.batch_size = config_.evaluation.batch_size;
-    loaded.options.device = run_.settings().device;
-    classes = std::max(classes, loaded.data.classes);
-  }
-  const auto note_files = [this](const Dataset& data) {
-    if (run_.settings().dry_run) return;
-    for (const auto& path : data.files) run_.record().add_input(path);
-  };
-  if (activation_data_) note_files(*activation_data_);
-  if (normalization_data_) note_files(*normalization_data_);
-  for (const EvaluationData& set : sets_) note_files(set.data);
-  if (sets_.empty()) return;
-  const auto& embeddings = config_.evaluation.objective.embeddings;
-  if (!embeddings.empty()) run_.record().add_input(embeddings);
-  Objective objective(config_.evaluation.objective, classes);
-  objective.to(run_.settings().device);
-  for (std::size_t s = 0; s < sets_.size(); ++s) {
-    const Candidates candidates =
-        config_.evaluation.sets[s].candidates.value_or(config_.evaluation.objective.candidates);
-    sets_[s].objective = candidates == Candidates::kData
-                             ? objective.restricted_to(classes_in(sets_[s].data))
-                             : objective;
-  }
+  board_.load();
 }
 
 void MergeRun::try_out() {
   const Phase phase(run_.progress(), "try out");
   const at::NoGradGuard no_grad;
-  const auto few = [this](const Dataset& data) {
-    constexpr std::int64_t kSamples = 2;  // a network in training mode cannot do with one
-    return normalised_batch(data, 0, std::min(kSamples, data.size())).to(run_.settings().device);
-  };
-  if (activation_data_) try_taps(models_, groups_, few(*activation_data_));
-  if (normalization_data_) models_.front().forward(few(*normalization_data_));
-  for (const EvaluationData& set : sets_)
-    for (ScriptModel& model : models_) set.objective->scores(model.forward(few(set.data)));
+  const at::Device device = run_.settings().device;
+  if (activation_data_) try_taps(models_, groups_, first_samples(*activation_data_, device));
+  if (normalization_data_) models_.front().forward(first_samples(*normalization_data_, device));
+  for (ScriptModel& model : models_) board_.try_out(model);
 }
 
 json MergeRun::plan() const {
@@ -134,57 +140,97 @@ json MergeRun::plan() const {
   for (const UnitGroup& group : groups_.groups) {
     units += group.units;
     const std::int64_t pairs =
-        similarity_scope() == Similarity::Scope::kAllPairs ? models * models : models - 1;
+        statistics_scope() == Similarity::Scope::kAllPairs ? models * models : models - 1;
     similarity_bytes +=
         pairs * group.units * group.units * 12;  // accumulated in double, kept in float32
   }
   json labels = json::array();
-  for (const MergeVariant& variant : config_.variants()) labels.push_back(variant.label());
+  for (const VariantConfig& variant : config_.variants()) labels.push_back(name_of(variant));
   json sets = json::object();
-  for (const EvaluationData& set : sets_) sets[set.name] = set.data.size();
+  for (const ScoredSet& set : board_.sets()) sets[set.name] = set.data.size();
   return {{"dry_run", true},
           {"models", models},
           {"parameters", parameters},
           {"groups", groups_.groups.size()},
           {"units", units},
           {"variants", labels},
+          {"matchings", given_ ? 0 : config_.candidates().size()},
           {"activation_samples", activation_data_ ? activation_data_->size() : 0},
           {"normalization_samples", normalization_data_ ? normalization_data_->size() : 0},
+          {"selection_samples", board_.selection() ? board_.selection()->data.size() : 0},
           {"evaluation_samples", sets},
+          {"landscape_points", survey_size(config_)},
           {"estimated_memory_bytes",
            (models + 2) * bytes + (needs_activations() ? similarity_bytes : 0)},
           {"out", run_.settings().out.string()}};
 }
 
 void MergeRun::score_originals() {
-  if (sets_.empty() || !config_.evaluation.originals) return;
+  if (board_.sets().empty() || !config_.evaluation.originals) return;
+  const auto add = [this](const std::string& name, const std::vector<ScriptModel*>& models) {
+    originals_.push_back({{"name", name}, {"scores", board_.add(name, board_.score(models))}});
+  };
   std::vector<ScriptModel*> all;
   for (ScriptModel& model : models_) {
-    const Scores scores = scores_of({&model});
-    table_.emplace_back(model.name(), scores);
-    originals_.push_back({{"name", model.name()}, {"scores", scores_json(scores)}});
+    add(model.name(), {&model});
     all.push_back(&model);
   }
-  const Scores scores = scores_of(all);
-  table_.emplace_back("ensemble", scores);
-  originals_.push_back({{"name", "ensemble"}, {"scores", scores_json(scores)}});
+  add("ensemble", all);
 }
 
-void MergeRun::reset_originals() {
-  for (ScriptModel& model : models_) renormalise(model);
+void MergeRun::collect_statistics() {
+  const bool repair = config_.normalization.mode == NormalizationMode::kRepair;
+  bool collect = needs_activations();
+  StatisticsCache cache({}, {});
+  if (collect) {
+    const Phase phase(run_.progress(), "fingerprint");
+    Fingerprint fingerprint("activation statistics 1");
+    for (const ScriptModel& model : models_) fingerprint.add(model);
+    fingerprint.add(*activation_data_).add(unit_groups_to_json(groups_).dump());
+    fingerprint.add(enum_name(config_.similarity));
+    fingerprint.add(statistics_scope() == Similarity::Scope::kAllPairs ? "all" : "cross");
+    fingerprint.add(normalization_data_ ? std::to_string(config_.normalization.batch_size) : "");
+    if (normalization_data_) fingerprint.add(*normalization_data_);
+    statistics_key_ = fingerprint.hex();
+    cache = StatisticsCache(config_.activations.cache, statistics_key_);
+    auto stored = cache.load(groups_, statistics_scope(), static_cast<std::int64_t>(models_.size()),
+                             run_.progress());
+    if (stored) activation_ = std::move(*stored);
+    collect = !stored;
+  }
+  if (collect || repair)
+    for (ScriptModel& model : models_) reset(model);
+  if (collect) {
+    activation_ = activation_similarity(
+        models_, groups_, *activation_data_, config_.activations.batch_size, config_.similarity,
+        statistics_scope(), run_.settings().device, run_.progress());
+    cache.store(groups_, activation_);
+  }
+  if (repair)
+    for (ScriptModel& model : models_)
+      moments_.push_back(output_moments(model, layers_, normalization_data(),
+                                        config_.normalization.batch_size, run_.settings().device,
+                                        run_.progress()));
 }
 
-void MergeRun::collect_activations() {
-  if (!needs_activations()) return;
-  activation_ = activation_similarity(models_, groups_, *activation_data_,
-                                      config_.activations.batch_size, config_.similarity,
-                                      similarity_scope(), run_.settings().device, run_.progress());
+MatchResult MergeRun::match(const VariantConfig& variant) {
+  entry_of(variant);
+  if (given_) {
+    MatchResult result;
+    result.matchings = given_->matchings;
+    for (const Matching& m : result.matchings)
+      result.objective += m.value / static_cast<double>(result.matchings.size());
+    return result;
+  }
+  const auto candidates = variant.candidates();
+  return candidates.size() == 1 ? match_candidate(candidates.front()) : sweep(variant);
 }
 
-MatchResult MergeRun::match(const MergeVariant& variant) {
+MatchResult MergeRun::match_candidate(const MergeVariant& candidate) {
+  const MatchOptions options{candidate, config_.align, config_.zip, config_.iterations,
+                             config_.similarity};
   MatchResult matched =
-      match_units(states_of(models_), groups_, activation_,
-                  {variant, config_.zip, config_.iterations, config_.similarity}, run_.progress());
+      match_units(states_of(models_), groups_, activation_, options, run_.progress());
   run_.record().add_phase("weight similarity", matched.similarity_s);
   run_.record().add_phase("assignment", matched.matching_s);
   return matched;
@@ -194,112 +240,134 @@ ScriptModel MergeRun::apply(const MatchResult& matched) {
   const Phase phase(run_.progress(), "apply");
   ScriptModel merged = models_.front().clone();
   merged.metadata().erase("training");  // of the first model alone
-  merged.load_state(merge_states(states_of(models_).models, groups_, matched.matchings),
+  const ModelShares shares = config_.share.empty() ? ModelShares{} : config_.shares();
+  merged.load_state(merge_states(states_of(models_).models, groups_, matched.matchings, shares),
                     "merged weights");
   return merged;
 }
 
-void MergeRun::renormalise(ScriptModel& model) {
+void MergeRun::reset(ScriptModel& model) {
   if (!needs_reset()) return;
   reset_batch_norm(model, normalization_data(), config_.normalization.batch_size,
                    run_.settings().device, run_.progress());
 }
 
-void MergeRun::score(const MergeVariant& variant, const MatchResult& matched, ScriptModel& merged) {
-  json entry = {{"name", variant.label()},
-                {"method", enum_name(variant.method)},
-                {"objective", matched.objective},
-                {"sweeps", matched.objective_history.size()},
-                {"groups_matched", matched.groups_matched},
-                {"groups_skipped", matched.groups_skipped}};
-  if (variant.method != MergeMethod::kAverage) entry["space"] = enum_name(variant.space);
-  if (variant.space == MergeSpace::kDual) entry["balance"] = variant.balance;
-  if (!sets_.empty()) {
-    const Scores scores = scores_of({&merged});
-    table_.emplace_back(variant.label(), scores);
-    entry["scores"] = scores_json(scores);
-  }
-  variants_.push_back(std::move(entry));
+void MergeRun::renormalise(ScriptModel& merged, const MatchResult& matched) {
+  if (config_.normalization.mode != NormalizationMode::kRepair) return reset(merged);
+  repair(merged, layers_, moments_, groups_, matched.matchings, config_.shares(),
+         normalization_data(), config_.normalization.batch_size, run_.settings().device,
+         run_.progress());
 }
 
-void MergeRun::save(const MergeVariant& variant, const MatchResult& matched,
+void MergeRun::score(const VariantConfig& variant, const MatchResult& matched,
+                     ScriptModel& merged) {
+  json& entry = entry_of(variant);
+  entry["objective"] = matched.objective;
+  entry["sweeps"] = matched.objective_history.size();
+  entry["groups_matched"] = matched.groups_matched;
+  entry["groups_skipped"] = matched.groups_skipped;
+  if (!board_.sets().empty())
+    entry["scores"] = board_.add(name_of(variant), board_.score({&merged}));
+}
+
+void MergeRun::save(const VariantConfig& variant, const MatchResult& matched,
                     const ScriptModel& merged) {
   const Phase phase(run_.progress(), "save");
-  const auto folder =
-      config_.compare.empty() ? run_.settings().out : run_.settings().out / variant.label();
+  const auto folder = folder_of(variant);
   make_folder(folder);
   const auto write = [&](const char* name, const auto& writer) {
     writer(folder / name);
     run_.wrote(folder / name);
   };
+  ScriptModel saved = merged.clone();
+  convert_back(saved, saved_types_, "merged weights");
   write("groups.json", [&](const auto& path) {
     write_text_atomically(path, unit_groups_to_json(groups_).dump(2) + "\n");
   });
   write("matching.safetensors",
         [&](const auto& path) { write_matchings(path, groups_, matched.matchings); });
   write("merged.safetensors",
-        [&](const auto& path) { write_safetensors(path, merged.state_dict()); });
-  write("merged.pt", [&](const auto& path) { merged.save(path); });
-  variants_.back()["model"] = (folder / "merged.pt").string();
+        [&](const auto& path) { write_safetensors(path, saved.state_dict()); });
+  write("merged.pt", [&](const auto& path) { saved.save(path); });
+  entry_of(variant)["model"] = (folder / "merged.pt").string();
+}
+
+void MergeRun::survey(const VariantConfig& variant, const MatchResult& matched) {
+  if (survey_size(config_) == 0) return;
+  const bool reset_points = config_.landscape->reset && needs_reset();
+  Fingerprint fingerprint("landscape 1");
+  for (const ScriptModel& model : models_) fingerprint.add(model);
+  for (const Matching& m : matched.matchings) fingerprint.add(json(m.slot).dump());
+  fingerprint.add(unit_groups_to_json(groups_).dump());
+  fingerprint.add(to_config(*config_.landscape).dump()).add(reset_points ? "reset" : "");
+  if (reset_points)
+    fingerprint.add(normalization_data()).add(std::to_string(config_.normalization.batch_size));
+  fingerprint.add(to_config(config_.evaluation).dump());
+  for (const ScoredSet& set : board_.sets()) fingerprint.add(set.data);
+  const Survey::Subject subject{
+      models_, groups_, matched.matchings, fingerprint.hex(), [&](ScriptModel& network) {
+        NoProgress quiet;
+        if (reset_points)
+          reset_batch_norm(network, normalization_data(), config_.normalization.batch_size,
+                           run_.settings().device, quiet);
+      }};
+  entry_of(variant)["landscape"] = Survey(config_, run_, board_, subject).run(folder_of(variant));
 }
 
 json MergeRun::summary() {
   json summary = {
       {"tool", "mudsc-merge"}, {"variants", variants_}, {"out", run_.settings().out.string()}};
   if (!originals_.empty()) summary["originals"] = originals_;
-  if (sets_.empty()) return summary;
-  std::vector<std::string> header{"accuracy, %"};
-  for (const EvaluationData& set : sets_) header.push_back(set.name);
-  Table table(header);
-  for (const auto& [name, scores] : table_) {
-    std::vector<std::string> row{name};
-    for (const Evaluation& e : scores) row.push_back(fmt::format("{:.1f}", 100 * e.accuracy));
-    table.add_row(row);
-  }
-  for (const auto& [name, text] :
-       {std::pair{"table.md", table.markdown()}, {"table.csv", table.csv()}}) {
-    write_text_atomically(run_.settings().out / name, text);
-    run_.wrote(run_.settings().out / name);
-  }
-  run_.show(table.markdown());
+  board_.write(run_.settings().out);
   return summary;
 }
 
-bool MergeRun::needs_activations() const {
-  const auto variants = config_.variants();
-  return std::any_of(variants.begin(), variants.end(),
-                     [](const MergeVariant& v) { return v.uses_activations(); });
-}
-
 bool MergeRun::needs_reset() const {
-  return config_.normalization.mode == NormalizationMode::kReset && has_batch_norm_;
+  return config_.normalization.mode != NormalizationMode::kNone && has_batch_norm_;
 }
 
-Similarity::Scope MergeRun::similarity_scope() const {
-  const auto variants = config_.variants();
-  return std::any_of(variants.begin(), variants.end(),
-                     [](const MergeVariant& v) { return v.method == MergeMethod::kZip; })
-             ? Similarity::Scope::kAllPairs
-             : Similarity::Scope::kCrossModel;
+std::string MergeRun::name_of(const VariantConfig& variant) const {
+  return given_ ? "matching" : variant.label();
+}
+
+json& MergeRun::entry_of(const VariantConfig& variant) {
+  const std::string name = name_of(variant);
+  for (json& entry : variants_)
+    if (entry["name"] == name) return entry;
+  json& entry = variants_.emplace_back(json{{"name", name}});
+  if (given_) {
+    entry["matching"] = config_.matching.string();
+    return entry;
+  }
+  entry["method"] = enum_name(variant.method);
+  if (variant.method == MergeMethod::kAverage) return entry;
+  entry["space"] = enum_name(variant.space);
+  if (variant.space == MergeSpace::kDual) entry["balance"] = variant.balance.front();
+  return entry;
+}
+
+std::filesystem::path MergeRun::folder_of(const VariantConfig& variant) const {
+  return config_.compare.empty() ? run_.settings().out : run_.settings().out / variant.label();
+}
+
+bool MergeRun::needs_activations() const {
+  const auto candidates = config_.candidates();
+  return !given_ && std::any_of(candidates.begin(), candidates.end(),
+                                [](const MergeVariant& v) { return v.uses_activations(); });
+}
+
+Similarity::Scope MergeRun::statistics_scope() const {
+  for (const VariantConfig& v : config_.variants())
+    if (v.method != MergeMethod::kAverage &&
+        similarity_scope(v.method, config_.align.reference, models_.size()) ==
+            Similarity::Scope::kAllPairs)
+      return Similarity::Scope::kAllPairs;
+  return Similarity::Scope::kCrossModel;
 }
 
 const Dataset& MergeRun::normalization_data() const {
   WS_CHECK(normalization_data_.has_value());
   return *normalization_data_;
-}
-
-MergeRun::Scores MergeRun::scores_of(const std::vector<ScriptModel*>& models) {
-  Scores scores;
-  for (const EvaluationData& set : sets_)
-    scores.push_back(
-        evaluate_ensemble(models, set.data, *set.objective, set.options, run_.progress()));
-  return scores;
-}
-
-json MergeRun::scores_json(const Scores& scores) const {
-  json object = json::object();
-  for (std::size_t s = 0; s < sets_.size(); ++s) object[sets_[s].name] = evaluation_json(scores[s]);
-  return object;
 }
 
 }  // namespace weightsmith

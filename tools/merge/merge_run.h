@@ -3,18 +3,16 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "common/run.h"
+#include "merge/score_board.h"
 #include "weightsmith/data/dataset.h"
-#include "weightsmith/eval/evaluation.h"
-#include "weightsmith/eval/objective.h"
 #include "weightsmith/merge/merge_config.h"
 #include "weightsmith/merge/mudsc.h"
 #include "weightsmith/merge/networks.h"
-#include "weightsmith/merge/normalization.h"
-#include "weightsmith/merge/statistics.h"
+#include "weightsmith/merge/repair.h"
+#include "weightsmith/merge/sweep.h"
 #include "weightsmith/model/script_model.h"
 
 namespace weightsmith {
@@ -23,7 +21,7 @@ namespace weightsmith {
 /// other.
 class MergeRun {
  public:
-  MergeRun(const MergeConfig& config, Run& run) : config_(config), run_(run) {}
+  MergeRun(const MergeConfig& config, Run& run) : config_(config), run_(run), board_(config, run) {}
 
   void load_models();
   void derive_unit_groups();
@@ -35,50 +33,59 @@ class MergeRun {
 
   /// Scores the models as they came, and their ensemble.
   void score_originals();
-  /// Recomputes batch-norm statistics of the originals on the data of the merged model, so that
-  /// their activations are compared on equal terms.
-  void reset_originals();
-  void collect_activations();
+  /// One pass of the originals over data, from the cache where it was made before: similarities of
+  /// activations, with batch-norm statistics made anew on the data of the merged model, so that all
+  /// are compared on equal terms; and what REPAIR has to restore.
+  void collect_statistics();
 
-  MatchResult match(const MergeVariant& variant);
+  /// Matches units. Where there are several balances, every one, of which the best is returned.
+  MatchResult match(const VariantConfig& variant);
   ScriptModel apply(const MatchResult& matched);
-  void renormalise(ScriptModel& merged);
-  void score(const MergeVariant& variant, const MatchResult& matched, ScriptModel& merged);
-  void save(const MergeVariant& variant, const MatchResult& matched, const ScriptModel& merged);
+  void renormalise(ScriptModel& merged, const MatchResult& matched);
+  void score(const VariantConfig& variant, const MatchResult& matched, ScriptModel& merged);
+  void save(const VariantConfig& variant, const MatchResult& matched, const ScriptModel& merged);
+  /// Scores the networks between the models, before and after matching.
+  void survey(const VariantConfig& variant, const MatchResult& matched);
 
   /// Shows the table of scores and returns what goes to standard output.
   nlohmann::json summary();
 
  private:
-  struct EvaluationData {
-    std::string name;
-    Dataset data;
-    EvaluationOptions options;
-    std::optional<Objective> objective;
-  };
-  using Scores = std::vector<Evaluation>;  // one a set
-
   bool needs_activations() const;
   /// Whether batch-norm statistics are recomputed: asked for, and there are some.
   bool needs_reset() const;
-  /// All pairs as soon as one variant zips; they hold what align needs.
-  Similarity::Scope similarity_scope() const;
+  /// What the method that needs most needs; it holds what the others do.
+  Similarity::Scope statistics_scope() const;
   /// A merged layer of another width would need another network.
-  void check_zip_keeps_widths() const;
+  void check_widths() const;
+  void reset(ScriptModel& model);
   const Dataset& normalization_data() const;
-  Scores scores_of(const std::vector<ScriptModel*>& models);
-  nlohmann::json scores_json(const Scores& scores) const;
+
+  MatchResult match_candidate(const MergeVariant& candidate);
+  MatchResult sweep(const VariantConfig& variant);
+  SweepPoint sweep_point(const MergeVariant& candidate);
+  /// What a sweep's points depend on beside their variant.
+  std::string sweep_key();
+  void write_sweep(const VariantConfig& variant, const std::vector<SweepPoint>& points,
+                   std::size_t best);
+  std::filesystem::path folder_of(const VariantConfig& variant) const;
+  std::string name_of(const VariantConfig& variant) const;
+  nlohmann::json& entry_of(const VariantConfig& variant);
 
   const MergeConfig& config_;
   Run& run_;
+  ScoreBoard board_;
   std::vector<ScriptModel> models_;
   bool has_batch_norm_ = false;
+  DataTypes saved_types_;  // of the first model's tensors, where they are not float32
   UnitGroups groups_;
+  std::optional<MatchingFile> given_;  // the key `matching`
   std::optional<Dataset> activation_data_;
   std::optional<Dataset> normalization_data_;
-  std::vector<EvaluationData> sets_;
   std::vector<Similarity> activation_;
-  std::vector<std::pair<std::string, Scores>> table_;
+  std::string statistics_key_;
+  std::vector<AffineLayer> layers_;     // of REPAIR
+  std::vector<OutputMoments> moments_;  // of the originals, one a model
   nlohmann::json originals_ = nlohmann::json::array();
   nlohmann::json variants_ = nlohmann::json::array();
 };

@@ -4,36 +4,28 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <fstream>
-#include <memory>
 #include <vector>
 
 #include "weightsmith/core/error.h"
 
 namespace weightsmith {
-namespace {
 
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
-    WS_CHECK(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
-  }
-  void add(const void* data, std::size_t size) {
-    WS_CHECK(EVP_DigestUpdate(context_.get(), data, size) == 1);
-  }
-  std::string hex() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned int size = 0;
-    WS_CHECK(EVP_DigestFinal_ex(context_.get(), digest, &size) == 1);
-    std::string text;
-    for (unsigned int i = 0; i < size; ++i) text += fmt::format("{:02x}", digest[i]);
-    return text;
-  }
+Sha256::Sha256() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
+  WS_CHECK(context_ && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1);
+}
 
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-};
+void Sha256::add(const void* data, std::size_t size) {
+  WS_CHECK(EVP_DigestUpdate(context_.get(), data, size) == 1);
+}
 
-}  // namespace
+std::string Sha256::hex() {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int size = 0;
+  WS_CHECK(EVP_DigestFinal_ex(context_.get(), digest, &size) == 1);
+  std::string text;
+  for (unsigned int i = 0; i < size; ++i) text += fmt::format("{:02x}", digest[i]);
+  return text;
+}
 
 std::string sha256_of_file(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);

@@ -23,14 +23,73 @@ EnumNames<SimilarityMeasure> enum_names(SimilarityMeasure) {
 }
 
 EnumNames<NormalizationMode> enum_names(NormalizationMode) {
-  return {{NormalizationMode::kNone, "none"}, {NormalizationMode::kReset, "reset"}};
+  return {{NormalizationMode::kNone, "none"},
+          {NormalizationMode::kReset, "reset"},
+          {NormalizationMode::kRepair, "repair"}};
+}
+
+EnumNames<AlignReference> enum_names(AlignReference) {
+  return {{AlignReference::kFirst, "first"}, {AlignReference::kMean, "mean"}};
+}
+
+namespace {
+
+/// λ, or a list of them.
+struct Balances {
+  std::vector<double>& values;
+};
+
+void from_config(const ConfigNode& node, Balances& balances) {
+  if (node.value.is_number())
+    balances.values = {node.value.get<double>()};
+  else
+    detail::read_value(node, balances.values);
+}
+
+nlohmann::json to_config(const Balances& balances) {
+  const auto& values = balances.values;
+  return values.size() == 1 ? nlohmann::json(values.front()) : nlohmann::json(values);
+}
+
+/// A list that is left out where it is empty.
+struct OptionalList {
+  std::vector<double>& values;
+};
+
+void from_config(const ConfigNode& node, OptionalList& list) {
+  detail::read_value(node, list.values);
+}
+
+nlohmann::json to_config(const OptionalList& list) {
+  return list.values.empty() ? nlohmann::json() : nlohmann::json(list.values);
+}
+
+/// A path that is left out where it is empty.
+struct OptionalPath {
+  std::filesystem::path& path;
+};
+
+void from_config(const ConfigNode& node, OptionalPath& path) {
+  detail::read_value(node, path.path);
+}
+
+nlohmann::json to_config(const OptionalPath& path) {
+  return path.path.empty() ? nlohmann::json() : nlohmann::json(path.path.string());
+}
+
+}  // namespace
+
+template <class Fields>
+void fields(Fields& f, VariantConfig& c) {
+  Balances balance{c.balance};
+  f("method", c.method);
+  f("space", c.space);
+  f("balance", balance);
 }
 
 template <class Fields>
-void fields(Fields& f, MergeVariant& c) {
-  f("method", c.method);
-  f("space", c.space);
-  f("balance", c.balance);
+void fields(Fields& f, AlignConfig& c) {
+  f("reference", c.reference);
 }
 
 template <class Fields>
@@ -42,8 +101,10 @@ void fields(Fields& f, ZipConfig& c) {
 
 template <class Fields>
 void fields(Fields& f, ActivationConfig& c) {
+  OptionalPath cache{c.cache};
   f("data", c.data);
   f("batch_size", c.batch_size);
+  f("cache", cache);
 }
 
 template <class Fields>
@@ -64,6 +125,8 @@ void fields(Fields& f, EvaluationSet& c) {
   f("name", c.name);
   f("data", c.data);
   f("candidates", c.candidates);
+  f("task", c.task);
+  f("selection", c.selection);
 }
 
 template <class Fields>
@@ -75,25 +138,43 @@ void fields(Fields& f, EvaluationConfig& c) {
 }
 
 template <class Fields>
+void fields(Fields& f, LandscapeConfig& c) {
+  f("line", c.line);
+  f("plane", c.plane);
+  f("margin", c.margin);
+  f("reset", c.reset);
+  f("sets", c.sets);
+}
+
+template <class Fields>
 void fields(Fields& f, MergeConfig& c) {
+  OptionalList share{c.share};
+  OptionalPath matching{c.matching};
   f("models", c.models);
+  f("share", share);
   f("groups", c.groups);
   fields(f, c.variant);
+  f("select_on", c.select_on);
   f("compare", c.compare);
+  f("matching", matching);
   f("similarity", c.similarity);
+  f("align", c.align);
   f("zip", c.zip);
   f("activations", c.activations);
   f("iterations", c.iterations);
   f("normalization", c.normalization);
   f("evaluation", c.evaluation);
+  f("landscape", c.landscape);
   f("out", c.out);
   f("device", c.device);
   f("threads", c.threads);
   f("seed", c.seed);
 }
 
-void from_config(const ConfigNode& node, MergeVariant& c) { read_fields(node, c); }
-nlohmann::json to_config(const MergeVariant& c) { return write_fields(c); }
+void from_config(const ConfigNode& node, VariantConfig& c) { read_fields(node, c); }
+nlohmann::json to_config(const VariantConfig& c) { return write_fields(c); }
+void from_config(const ConfigNode& node, AlignConfig& c) { read_fields(node, c); }
+nlohmann::json to_config(const AlignConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, ZipConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const ZipConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, ActivationConfig& c) { read_fields(node, c); }
@@ -106,6 +187,8 @@ void from_config(const ConfigNode& node, EvaluationSet& c) { read_fields(node, c
 nlohmann::json to_config(const EvaluationSet& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, EvaluationConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const EvaluationConfig& c) { return write_fields(c); }
+void from_config(const ConfigNode& node, LandscapeConfig& c) { read_fields(node, c); }
+nlohmann::json to_config(const LandscapeConfig& c) { return write_fields(c); }
 
 void from_config(const ConfigNode& node, MergeConfig& c) {
   read_fields(node, c);
@@ -124,31 +207,160 @@ std::string MergeVariant::label() const {
   return text;
 }
 
-std::vector<MergeVariant> MergeConfig::variants() const {
-  return compare.empty() ? std::vector<MergeVariant>{variant} : compare;
+std::string VariantConfig::label() const {
+  std::string text = candidates().front().label();
+  if (candidates().size() > 1) text.erase(text.rfind('-'));
+  return text;
 }
 
-void MergeConfig::validate() const {
-  const auto fail = [](std::string_view key, std::string_view what, std::string_view remedy) {
-    throw Error(ErrorKind::kConfig, key, what, remedy);
+std::vector<MergeVariant> VariantConfig::candidates() const {
+  if (method == MergeMethod::kAverage || space != MergeSpace::kDual)
+    return {{method, space, balance.front()}};
+  std::vector<MergeVariant> all;
+  for (const double b : balance) all.push_back({method, space, b});
+  return all;
+}
+
+void VariantConfig::validate(const std::string& key) const {
+  const auto fail = [&](std::string_view what, std::string_view remedy) {
+    throw Error(ErrorKind::kConfig, key.empty() ? "balance" : key + ".balance", what, remedy);
   };
+  if (balance.empty()) fail("an empty list", "give one balance or more");
+  for (const double b : balance)
+    if (!(b >= 0 && b <= 1)) fail(fmt::format("{} is not in [0, 1]", b), "it is a share");
+  const std::set<double> distinct(balance.begin(), balance.end());
+  if (distinct.size() != balance.size()) fail("a balance is listed twice", "remove one");
+}
+
+std::optional<DataConfig> EvaluationSet::selection_data() const {
+  if (selection) return selection;
+  const bool has_splits = data.format != DataConfig::Format::kTensors && data.images.empty();
+  if (!has_splits) return std::nullopt;
+  DataConfig held_out = data;
+  held_out.split = DataConfig::Split::kTrain;
+  return held_out;
+}
+
+std::vector<VariantConfig> MergeConfig::variants() const {
+  return compare.empty() ? std::vector<VariantConfig>{variant} : compare;
+}
+
+std::vector<MergeVariant> MergeConfig::candidates() const {
+  std::vector<MergeVariant> all;
+  for (const VariantConfig& v : variants())
+    for (const MergeVariant& candidate : v.candidates()) all.push_back(candidate);
+  return all;
+}
+
+std::vector<double> MergeConfig::shares() const {
+  if (share.empty())
+    return std::vector<double>(models.size(), 1.0 / static_cast<double>(models.size()));
+  double sum = 0;
+  for (const double s : share) sum += s;
+  std::vector<double> normalised = share;
+  for (double& s : normalised) s /= sum;
+  return normalised;
+}
+
+const EvaluationSet* MergeConfig::selection_set() const {
+  for (const EvaluationSet& set : evaluation.sets)
+    if (set.name == select_on) return &set;
+  return nullptr;
+}
+
+namespace {
+
+[[noreturn]] void fail(std::string_view key, std::string_view what, std::string_view remedy) {
+  throw Error(ErrorKind::kConfig, key, what, remedy);
+}
+
+void validate_variants(const MergeConfig& c) {
+  std::set<std::string> labels;
+  c.variant.validate("");
+  for (std::size_t i = 0; i < c.compare.size(); ++i) {
+    c.compare[i].validate(fmt::format("compare[{}]", i));
+    if (!labels.insert(c.compare[i].label()).second)
+      fail("compare", fmt::format("{} is listed twice", c.compare[i].label()), "remove one");
+  }
+  if (!c.matching.empty() && !c.compare.empty())
+    fail("matching", "a finished matching leaves nothing to compare", "remove matching or compare");
+}
+
+void validate_data(const MergeConfig& c) {
+  const auto candidates = c.candidates();
+  const bool uses_activations =
+      c.matching.empty() && std::any_of(candidates.begin(), candidates.end(),
+                                        [](const auto& v) { return v.uses_activations(); });
+  if (uses_activations && !c.activations.data)
+    fail("activations.data", "activation and dual space need data to run the models on",
+         "give it, or set space to weight");
+  if (c.normalization.mode == NormalizationMode::kRepair && !c.normalization.data &&
+      !c.activations.data)
+    fail("normalization.data", "repairing activations needs data",
+         "give it here or under activations, or set normalization.mode to none");
+}
+
+void validate_evaluation(const MergeConfig& c) {
+  std::set<std::string> names;
+  std::string known = "similarity";
+  for (const EvaluationSet& set : c.evaluation.sets) {
+    if (!names.insert(set.name).second)
+      fail("evaluation.sets", fmt::format("two sets are called \"{}\"", set.name), "rename one");
+    if (set.name == "similarity")
+      fail("evaluation.sets", "a set is called \"similarity\", which means something to select_on",
+           "rename it");
+    known += ", " + set.name;
+  }
+  if (c.select_on == "similarity") return;
+  const EvaluationSet* set = c.selection_set();
+  if (set == nullptr)
+    fail("select_on", fmt::format("there is no evaluation set \"{}\"", c.select_on),
+         "known: " + known);
+  if (!set->selection_data())
+    fail("select_on",
+         fmt::format("the set \"{}\" has no training split to choose a balance on", set->name),
+         "give it held-out data under the key selection");
+}
+
+void validate_landscape(const MergeConfig& c) {
+  if (!c.landscape) return;
+  const LandscapeConfig& l = *c.landscape;
+  if (l.line == 0 && l.plane == 0) return;
+  if (l.line != 0 && l.line < 3) fail("landscape.line", "fewer than 3 points", "0 turns it off");
+  if (l.plane != 0 && l.plane < 3) fail("landscape.plane", "fewer than 3 points", "0 turns it off");
+  if (c.evaluation.sets.empty())
+    fail("landscape", "there is no set to score on", "add one under evaluation.sets");
+  for (const std::string& name : l.sets)
+    if (std::none_of(c.evaluation.sets.begin(), c.evaluation.sets.end(),
+                     [&](const EvaluationSet& set) { return set.name == name; }))
+      fail("landscape.sets", fmt::format("there is no evaluation set \"{}\"", name),
+           "name one of evaluation.sets");
+  if (l.plane != 0 && c.models.size() > 3)
+    fail("landscape.plane", fmt::format("{} models do not span a plane", c.models.size()),
+         "merge two or three, or leave plane out");
+  for (const VariantConfig& v : c.variants())
+    if (l.plane != 0 && v.method == MergeMethod::kZip)
+      fail("landscape.plane", "zip leaves no matched copy of a model to lay a plane through",
+           "set method to align, or leave plane out");
+  if (l.plane != 0 && !(l.margin >= 0)) fail("landscape.margin", "negative", "it is a share");
+}
+
+}  // namespace
+
+void MergeConfig::validate() const {
   if (models.size() < 2)
     fail("models", fmt::format("{} given, at least 2 are merged", models.size()),
          "name two models or more");
-  std::set<std::string> labels;
-  bool uses_activations = false;
-  for (const MergeVariant& v : variants()) {
-    if (!labels.insert(v.label()).second)
-      fail("compare", fmt::format("{} is listed twice", v.label()), "remove one");
-    uses_activations |= v.uses_activations();
-  }
-  if (uses_activations && !activations.data)
-    fail("activations.data", "activation and dual space need data to run the models on",
-         "give it, or set space to weight");
-  std::set<std::string> names;
-  for (const EvaluationSet& set : evaluation.sets)
-    if (!names.insert(set.name).second)
-      fail("evaluation.sets", fmt::format("two sets are called \"{}\"", set.name), "rename one");
+  if (!share.empty() && share.size() != models.size())
+    fail("share", fmt::format("{} shares for {} models", share.size(), models.size()),
+         "give one a model");
+  for (const double s : share)
+    if (!(s > 0))
+      fail("share", fmt::format("{} is not positive", s), "leave the model out instead");
+  validate_variants(*this);
+  validate_data(*this);
+  validate_evaluation(*this);
+  validate_landscape(*this);
 }
 
 }  // namespace weightsmith

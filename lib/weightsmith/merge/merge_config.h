@@ -26,9 +26,15 @@ EnumNames<MergeSpace> enum_names(MergeSpace);
 enum class SimilarityMeasure { kCorrelation, kCosine };
 EnumNames<SimilarityMeasure> enum_names(SimilarityMeasure);
 
-/// What happens to batch-norm statistics after merging.
-enum class NormalizationMode { kNone, kReset };
+/// What happens to the statistics of activations after merging: nothing, batch norm measures its
+/// own anew, or every unit is rescaled as well (merge/repair.h).
+enum class NormalizationMode { kNone, kReset, kRepair };
 EnumNames<NormalizationMode> enum_names(NormalizationMode);
+
+/// What align brings the units of several models into line with: those of the first model, or,
+/// model after model, the mean of all others.
+enum class AlignReference { kFirst, kMean };
+EnumNames<AlignReference> enum_names(AlignReference);
 
 /// One way to merge.
 struct MergeVariant {
@@ -40,11 +46,31 @@ struct MergeVariant {
   bool matches_units() const { return method != MergeMethod::kAverage; }
   /// Whether units are compared by what they compute, which takes data.
   bool uses_activations() const { return matches_units() && space != MergeSpace::kWeight; }
-  /// "average", "align-weight", "zip-dual-0.5": names the variant's folder and its row in tables.
+  /// "average", "align-weight", "zip-dual-0.5".
   std::string label() const;
 };
-void from_config(const ConfigNode& node, MergeVariant& config);
-nlohmann::json to_config(const MergeVariant& config);
+
+/// One way to merge, or several that differ in λ alone, of which the best is kept.
+struct VariantConfig {
+  MergeMethod method = MergeMethod::kZip;
+  MergeSpace space = MergeSpace::kDual;
+  std::vector<double> balance{0.5};  ///< a number, or a list to choose from
+
+  /// As MergeVariant's; "zip-dual" where λ is chosen. Names the folder and the row in tables.
+  std::string label() const;
+  /// One a balance; outside dual space, where it has no effect, one.
+  std::vector<MergeVariant> candidates() const;
+  /// Cross-field rules; throws Error{kConfig} naming a key below `key`.
+  void validate(const std::string& key) const;
+};
+void from_config(const ConfigNode& node, VariantConfig& config);
+nlohmann::json to_config(const VariantConfig& config);
+
+struct AlignConfig {
+  AlignReference reference = AlignReference::kFirst;
+};
+void from_config(const ConfigNode& node, AlignConfig& config);
+nlohmann::json to_config(const AlignConfig& config);
 
 /// MuDSC, section 3.3, and ZipIt!, section 4.
 struct ZipConfig {
@@ -64,6 +90,7 @@ nlohmann::json to_config(const ZipConfig& config);
 struct ActivationConfig {
   std::optional<DataConfig> data;
   std::int64_t batch_size = 128;
+  std::filesystem::path cache;  ///< folder that keeps the similarities of earlier runs; empty: none
 };
 void from_config(const ConfigNode& node, ActivationConfig& config);
 nlohmann::json to_config(const ActivationConfig& config);
@@ -88,6 +115,12 @@ struct EvaluationSet {
   std::string name;
   DataConfig data;
   std::optional<Candidates> candidates;  ///< default: the objective's; data = per-task accuracy
+  std::optional<bool> task;              ///< counts in the task average; default: candidates = data
+  std::optional<DataConfig> selection;   ///< held-out data for `select_on`; see selection_data
+
+  /// The data a balance is chosen on when `select_on` names this set: `selection`, else the
+  /// training split of `data`. Nothing where the format has no splits.
+  std::optional<DataConfig> selection_data() const;
 };
 void from_config(const ConfigNode& node, EvaluationSet& config);
 nlohmann::json to_config(const EvaluationSet& config);
@@ -101,19 +134,35 @@ struct EvaluationConfig {
 void from_config(const ConfigNode& node, EvaluationConfig& config);
 nlohmann::json to_config(const EvaluationConfig& config);
 
+/// Scores between the models: along the line from one to the next, and on a plane through three.
+struct LandscapeConfig {
+  std::int64_t line = 25;         ///< points on each line, ends included; 0: no lines
+  std::int64_t plane = 0;         ///< points a side of the plane; 0: no plane
+  double margin = 0.25;           ///< of the plane around the models, as a share of their extent
+  bool reset = true;              ///< recompute batch-norm statistics at every point
+  std::vector<std::string> sets;  ///< evaluation sets to score on; empty: all
+};
+void from_config(const ConfigNode& node, LandscapeConfig& config);
+nlohmann::json to_config(const LandscapeConfig& config);
+
 /// Everything mudsc-merge can be told. Field order = schema order = order in
 /// docs/tools/mudsc-merge.md.
 struct MergeConfig {
-  std::vector<ModelRef> models;       ///< the first fixes the order of units
-  std::string groups = "auto";        ///< or the path of a group file
-  MergeVariant variant;               ///< keys method, space, balance
-  std::vector<MergeVariant> compare;  ///< several variants in one run, instead
+  std::vector<ModelRef> models;  ///< the first fixes the order of units
+  std::vector<double> share;    ///< weights of the models in averages, up to a factor; empty: equal
+  std::string groups = "auto";  ///< or the path of a group file
+  VariantConfig variant;        ///< keys method, space, balance
+  std::string select_on = "similarity";  ///< how a balance is chosen: so, or the name of a set
+  std::vector<VariantConfig> compare;    ///< several variants in one run, instead
+  std::filesystem::path matching;        ///< of an earlier run, used instead of matching
   SimilarityMeasure similarity = SimilarityMeasure::kCorrelation;
+  AlignConfig align;
   ZipConfig zip;
   ActivationConfig activations;
   IterationConfig iterations;
   NormalizationConfig normalization;
   EvaluationConfig evaluation;
+  std::optional<LandscapeConfig> landscape;
   std::filesystem::path out;
   std::string device = "auto";
   std::int64_t threads = 0;
@@ -122,7 +171,13 @@ struct MergeConfig {
   /// Rules between fields. Throws Error{kConfig}.
   void validate() const;
   /// `compare`, or the one variant there is.
-  std::vector<MergeVariant> variants() const;
+  std::vector<VariantConfig> variants() const;
+  /// Every candidate of every variant.
+  std::vector<MergeVariant> candidates() const;
+  /// The models' weights, of sum 1.
+  std::vector<double> shares() const;
+  /// The evaluation set that `select_on` names; null for "similarity".
+  const EvaluationSet* selection_set() const;
 };
 void from_config(const ConfigNode& node, MergeConfig& config);
 nlohmann::json to_config(const MergeConfig& config);

@@ -11,6 +11,7 @@
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
+#include "weightsmith/match/agreement.h"
 #include "weightsmith/match/align.h"
 #include "weightsmith/match/similarity_accumulator.h"
 #include "weightsmith/match/visit_order.h"
@@ -105,8 +106,8 @@ class Matcher {
   std::size_t size() const { return groups_.groups.size(); }
 
   Similarity::Scope scope() const {
-    return options_.variant.method == MergeMethod::kAlign ? Similarity::Scope::kCrossModel
-                                                          : Similarity::Scope::kAllPairs;
+    return similarity_scope(options_.variant.method, options_.align.reference,
+                            states_.models.size());
   }
 
   double mean_value() const {
@@ -120,7 +121,9 @@ class Matcher {
     const std::string where = "group " + group.name;
     const Stopwatch watch(result_.matching_s);
     if (options_.variant.method == MergeMethod::kAlign)
-      return align(similarity, group.blocks, where);
+      return options_.align.reference == AlignReference::kMean
+                 ? align_to_mean(similarity, group.blocks, where)
+                 : align(similarity, group.blocks, where);
     ZipOptions zip_options;
     zip_options.reduce = options_.zip.reduce_for(static_cast<std::int64_t>(states_.models.size()));
     zip_options.a = options_.zip.a;
@@ -238,6 +241,35 @@ MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
                         const std::vector<Similarity>& activation, const MatchOptions& options,
                         Progress& progress) {
   return Matcher(states, groups, activation, options, progress).run();
+}
+
+SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& groups,
+                               const std::vector<Similarity>& activation,
+                               const std::vector<Matching>& matchings, SimilarityMeasure measure,
+                               Progress& progress) {
+  const ParameterUses uses = parameter_uses(groups);
+  const std::size_t size = groups.groups.size();
+  SpaceAgreement total;
+  Phase phase(progress, "compare matchings", static_cast<std::int64_t>(size), "groups");
+  for (std::size_t g = 0; g < size; ++g) {
+    stop_here_if_requested();
+    const std::string where = "group " + groups.groups[g].name;
+    const Similarity::Scope scope =
+        activation.empty() ? Similarity::Scope::kAllPairs : activation[g].scope;
+    const Similarity weight = weight_similarity(states, groups, uses, g, matchings, measure, scope);
+    total.weight += agreement(weight, matchings[g], where) / static_cast<double>(size);
+    if (!activation.empty())
+      total.activation += agreement(activation[g], matchings[g], where) / static_cast<double>(size);
+    phase.update(static_cast<std::int64_t>(g) + 1);
+  }
+  return total;
+}
+
+Similarity::Scope similarity_scope(MergeMethod method, AlignReference reference,
+                                   std::size_t models) {
+  const bool pairs_with_first =
+      method == MergeMethod::kAlign && (reference == AlignReference::kFirst || models <= 2);
+  return pairs_with_first ? Similarity::Scope::kCrossModel : Similarity::Scope::kAllPairs;
 }
 
 }  // namespace weightsmith

@@ -23,8 +23,13 @@ struct NetworkStates {
       buffers;  ///< names that are no parameters: they follow their units but say nothing of them
 };
 
+/// The pairs of units whose similarity a method needs.
+Similarity::Scope similarity_scope(MergeMethod method, AlignReference reference,
+                                   std::size_t models);
+
 struct MatchOptions {
   MergeVariant variant;
+  AlignConfig align;
   ZipConfig zip;
   IterationConfig iterations;
   SimilarityMeasure similarity = SimilarityMeasure::kCorrelation;
@@ -66,5 +71,18 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
 MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
                         const std::vector<Similarity>& activation, const MatchOptions& options,
                         Progress& progress);
+
+/// How alike matched units are by their weights, with the groups around them matched, and by their
+/// activations: means over the groups of agreement() (match/agreement.h). Unlike
+/// MatchResult::objective they compare matchings found in different spaces or at different
+/// balances. One weight similarity a group; `activation` as for match_units, empty: its mean is 0.
+struct SpaceAgreement {
+  double weight = 0;
+  double activation = 0;
+};
+SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& groups,
+                               const std::vector<Similarity>& activation,
+                               const std::vector<Matching>& matchings, SimilarityMeasure measure,
+                               Progress& progress);
 
 }  // namespace weightsmith

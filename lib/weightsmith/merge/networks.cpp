@@ -1,10 +1,14 @@
 #include "weightsmith/merge/networks.h"
 
 #include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
+#include <utility>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/model/flat_graph.h"
@@ -13,6 +17,8 @@
 
 namespace weightsmith {
 namespace {
+
+constexpr const char* kMatchingFormat = "weightsmith matching 1";
 
 /// "w: Half, there Float", one entry a tensor; the names are the same in both.
 std::vector<std::string> type_differences(const TensorMap& actual, const TensorMap& wanted) {
@@ -94,8 +100,37 @@ void check_finite(const std::vector<ScriptModel>& models) {
                     "the model is broken: train it again or use an earlier checkpoint");
 }
 
+DataTypes convert_to_float32(ScriptModel& model) {
+  const at::NoGradGuard no_grad;
+  DataTypes types;
+  std::set<const c10::TensorImpl*> converted;  // a tensor may have several names
+  for (auto& [name, tensor] : model.state_dict()) {
+    if (!tensor.is_floating_point() || tensor.scalar_type() == at::kFloat) continue;
+    if (!converted.insert(tensor.unsafeGetTensorImpl()).second) continue;
+    types[name] = tensor.scalar_type();
+    at::Tensor target = tensor;
+    target.set_data(tensor.to(at::kFloat));
+  }
+  return types;
+}
+
+void convert_back(ScriptModel& model, const DataTypes& types, const std::string& where) {
+  const at::NoGradGuard no_grad;
+  const TensorMap state = model.state_dict();
+  for (const auto& [name, type] : types) {
+    at::Tensor tensor = state.at(name);
+    const at::Tensor converted = tensor.to(type);
+    if (!at::isfinite(converted).all().item<bool>())
+      throw Error(ErrorKind::kNumeric, where,
+                  fmt::format("{} does not fit into {} after merging", name, c10::toString(type)),
+                  "convert the models to float32 first");
+    tensor.set_data(converted);
+  }
+}
+
 void write_matchings(const std::filesystem::path& path, const UnitGroups& groups,
-                     const std::vector<Matching>& matchings) {
+                     const std::vector<Matching>& matchings,
+                     std::map<std::string, std::string> metadata) {
   TensorMap tensors;
   for (std::size_t g = 0; g < matchings.size(); ++g) {
     const Matching& m = matchings[g];
@@ -104,7 +139,51 @@ void write_matchings(const std::filesystem::path& path, const UnitGroups& groups
     tensors["slot/" + groups.groups[g].name] = slot;
     tensors["value/" + groups.groups[g].name] = at::scalar_tensor(m.value, at::kDouble);
   }
-  write_safetensors(path, tensors, {{"format", "weightsmith matching 1"}});
+  metadata["format"] = kMatchingFormat;
+  write_safetensors(path, tensors, metadata);
+}
+
+MatchingFile read_matchings(const std::filesystem::path& path, const UnitGroups& groups,
+                            std::int64_t models) {
+  const auto fail = [&path](const std::string& what) {
+    throw Error(ErrorKind::kInput, path.string(), what,
+                "give the matching.safetensors of a merge of these models");
+  };
+  SafetensorsFile file = read_safetensors(path);
+  if (file.metadata["format"] != kMatchingFormat) fail("is no matching of this version");
+  MatchingFile result;
+  result.metadata = std::move(file.metadata);
+  for (const UnitGroup& group : groups.groups) {
+    const auto slot = file.tensors.find("slot/" + group.name);
+    const auto value = file.tensors.find("value/" + group.name);
+    if (slot == file.tensors.end() || value == file.tensors.end())
+      fail(fmt::format("holds no matching of group {}", group.name));
+    const at::Tensor& slots = slot->second;
+    if (slots.scalar_type() != at::kInt || slots.sizes() != at::IntArrayRef{models, group.units})
+      fail(fmt::format("group {}: slots are {} of shape [{}], int32 of [{}, {}] wanted", group.name,
+                       c10::toString(slots.scalar_type()), fmt::join(slots.sizes(), ", "), models,
+                       group.units));
+    if (value->second.scalar_type() != at::kDouble || value->second.numel() != 1)
+      fail(fmt::format("group {}: its value is no double", group.name));
+    Matching m{models, group.units, 0, {}, {}, value->second.item<double>()};
+    const auto* data = slots.data_ptr<std::int32_t>();
+    m.slot.assign(data, data + slots.numel());
+    // Slots are numbered without gaps, so their number follows; check_matching sees to the rest.
+    const std::int32_t last = m.slot.empty() ? -1 : *std::max_element(m.slot.begin(), m.slot.end());
+    if (last >= models * group.units)
+      fail(fmt::format("group {}: slot {} of {} stacked units", group.name, last,
+                       models * group.units));
+    m.slots = last + 1;
+    m.count.assign(m.slots, 0);
+    for (const std::int32_t s : m.slot)
+      if (s >= 0) ++m.count[s];
+    check_matching(m, fmt::format("{}: group {}", path.string(), group.name));
+    result.matchings.push_back(std::move(m));
+  }
+  if (file.tensors.size() != 2 * groups.groups.size())
+    fail(fmt::format("describes {} groups, the network has {}", file.tensors.size() / 2,
+                     groups.groups.size()));
+  return result;
 }
 
 }  // namespace weightsmith

@@ -1,5 +1,10 @@
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -26,9 +31,33 @@ NetworkStates states_of(const std::vector<ScriptModel>& models);
 /// Throws Error{kNumeric} naming model and tensor when a weight is NaN or infinite.
 void check_finite(const std::vector<ScriptModel>& models);
 
+/// The data types of floating tensors that were not float32, by name.
+using DataTypes = std::map<std::string, at::ScalarType>;
+
+/// Converts a network's floating tensors to float32, in which everything is computed (a CPU runs
+/// few operators in half precision, and sums need the bits), and returns what they were.
+DataTypes convert_to_float32(ScriptModel& model);
+
+/// Converts named tensors back. Throws Error{kNumeric} naming `where` and a tensor whose values the
+/// type cannot hold.
+void convert_back(ScriptModel& model, const DataTypes& types, const std::string& where);
+
 /// A matching a group as a file: `slot/<group>` (models, units) int32 and `value/<group>` (double
-/// scalar), readable by any safetensors reader (docs/formats.md). Atomic.
+/// scalar), readable by any safetensors reader (docs/formats.md). `metadata` is kept beside the
+/// format's name. Atomic.
 void write_matchings(const std::filesystem::path& path, const UnitGroups& groups,
-                     const std::vector<Matching>& matchings);
+                     const std::vector<Matching>& matchings,
+                     std::map<std::string, std::string> metadata = {});
+
+struct MatchingFile {
+  std::vector<Matching> matchings;  ///< in the order of the groups
+  std::map<std::string, std::string> metadata;
+};
+
+/// Reads what write_matchings wrote, for the same groups and `models` models; the file is not
+/// trusted. Throws Error{kInput} naming the file and the group that is missing, surplus, of other
+/// units or models, or damaged.
+MatchingFile read_matchings(const std::filesystem::path& path, const UnitGroups& groups,
+                            std::int64_t models);
 
 }  // namespace weightsmith

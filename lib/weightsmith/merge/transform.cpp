@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "weightsmith/core/error.h"
@@ -32,10 +33,22 @@ std::optional<at::Tensor> inverse_permutation(const std::int32_t* slot, std::int
   return inverse;
 }
 
-bool has_uniform_counts(const Matching& matching) {
-  return std::all_of(matching.count.begin(), matching.count.end(),
-                     [&](std::int32_t c) { return c == matching.models; });
+/// 1 / the summed shares of every slot's units; 0 where they are all 0.
+std::vector<double> slot_factors(const Matching& matching, const ModelShares& shares) {
+  std::vector<double> mass(matching.slots, 0.0);
+  for (std::int64_t s = 0; s < matching.slots; ++s)
+    mass[s] = static_cast<double>(matching.count[s]) / static_cast<double>(matching.models);
+  if (!shares.empty()) {
+    std::fill(mass.begin(), mass.end(), 0.0);
+    for (std::int64_t u = 0; u < matching.models * matching.units; ++u)
+      mass[matching.slot[u]] += shares[u / matching.units];
+  }
+  for (double& m : mass) m = m == 0 ? 0 : 1 / m;
+  return mass;
 }
+
+/// Shares are normalised, so a slot with one unit of every model sums to 1 up to rounding.
+bool is_one(double factor) { return std::abs(factor - 1) < 1e-12; }
 
 }  // namespace
 
@@ -54,9 +67,11 @@ ParameterUses parameter_uses(const UnitGroups& groups) {
 }
 
 at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
-                        const Matching& matching, std::int64_t model, SlotWeight weight) {
-  // With every slot holding one unit a model, N / c is 1.
-  const bool weighted = weight == SlotWeight::kAverage && !has_uniform_counts(matching);
+                        const Matching& matching, std::int64_t model, SlotWeight weight,
+                        const ModelShares& shares) {
+  std::vector<double> factors;
+  if (weight == SlotWeight::kAverage) factors = slot_factors(matching, shares);
+  const bool weighted = !std::all_of(factors.begin(), factors.end(), is_one);
   if (is_identity(matching, model) && !weighted) return tensor;
 
   const std::int64_t units = matching.units;
@@ -86,9 +101,7 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
   at::Tensor source = rows;
   if (weighted) {
     at::Tensor factor = at::empty({units, 1, 1}, at::kDouble);
-    for (std::int64_t u = 0; u < units; ++u)
-      factor.data_ptr<double>()[u] =
-          static_cast<double>(matching.models) / static_cast<double>(matching.count[slot[u]]);
+    for (std::int64_t u = 0; u < units; ++u) factor.data_ptr<double>()[u] = factors[slot[u]];
     source = rows * factor.to(tensor.device(), tensor.scalar_type());
   }
   at::Tensor spread = at::zeros({matching.slots, per_unit, rows.size(2)}, rows.options());
@@ -98,7 +111,9 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
 }
 
 at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
-                           const UnitGroups& groups, const std::vector<Matching>& matchings) {
+                           const UnitGroups& groups, const std::vector<Matching>& matchings,
+                           const ModelShares& shares) {
+  WS_CHECK(shares.empty() || shares.size() == tensors.size());
   const at::NoGradGuard no_grad;
   const at::Tensor& first = tensors.front();
   if (!first.is_floating_point()) return first.clone();
@@ -108,17 +123,19 @@ at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::ve
     at::Tensor spread = tensors[i].detach().to(accumulate_type);
     for (const AxisUse& use : uses) {
       const GroupMember& member = groups.groups[use.group].members[use.member];
-      spread =
-          spread_units(spread, member, matchings[use.group], static_cast<std::int64_t>(i),
-                       member.role == MemberRole::kIn ? SlotWeight::kOne : SlotWeight::kAverage);
+      spread = spread_units(
+          spread, member, matchings[use.group], static_cast<std::int64_t>(i),
+          member.role == MemberRole::kIn ? SlotWeight::kOne : SlotWeight::kAverage, shares);
     }
+    if (!shares.empty()) spread = spread * shares[i];
     sum = sum.defined() ? sum + spread : spread;
   }
-  return (sum / static_cast<double>(tensors.size())).to(first.scalar_type()).contiguous();
+  if (shares.empty()) sum = sum / static_cast<double>(tensors.size());
+  return sum.to(first.scalar_type()).contiguous();
 }
 
 TensorMap merge_states(const std::vector<TensorMap>& states, const UnitGroups& groups,
-                       const std::vector<Matching>& matchings) {
+                       const std::vector<Matching>& matchings, const ModelShares& shares) {
   WS_CHECK(!states.empty() && matchings.size() == groups.groups.size());
   const ParameterUses uses = parameter_uses(groups);
   TensorMap merged;
@@ -126,10 +143,27 @@ TensorMap merge_states(const std::vector<TensorMap>& states, const UnitGroups& g
     std::vector<at::Tensor> tensors;
     for (const TensorMap& state : states) tensors.push_back(state.at(name));
     const auto use = uses.find(name);
-    merged[name] = merge_parameter(
-        tensors, use == uses.end() ? std::vector<AxisUse>{} : use->second, groups, matchings);
+    merged[name] =
+        merge_parameter(tensors, use == uses.end() ? std::vector<AxisUse>{} : use->second, groups,
+                        matchings, shares);
   }
   return merged;
+}
+
+TensorMap reordered_state(const TensorMap& state, const UnitGroups& groups,
+                          const std::vector<Matching>& matchings, std::int64_t model) {
+  const at::NoGradGuard no_grad;
+  const ParameterUses uses = parameter_uses(groups);
+  TensorMap reordered;
+  for (const auto& [name, tensor] : state) {
+    at::Tensor moved = tensor.detach();
+    if (const auto use = uses.find(name); use != uses.end())
+      for (const AxisUse& u : use->second)
+        moved = spread_units(moved, groups.groups[u.group].members[u.member], matchings[u.group],
+                             model, SlotWeight::kOne);
+    reordered[name] = moved;
+  }
+  return reordered;
 }
 
 }  // namespace weightsmith

@@ -23,30 +23,42 @@ struct AxisUse {
 using ParameterUses = std::map<std::string, std::vector<AxisUse>>;
 ParameterUses parameter_uses(const UnitGroups& groups);
 
-/// What a unit's elements are multiplied by when they are added to its slot; c is the number of
-/// units in the slot, N the number of models. The mean over models of what is spread so gives the
-/// merged parameter (mudsc.md, "Applying").
+/// The weight of each model in averages, of sum 1; empty: all alike.
+using ModelShares = std::vector<double>;
+
+/// What a unit's elements are multiplied by when they are added to its slot. The mean over models
+/// of what is spread so, weighted by their shares, gives the merged parameter (mudsc.md,
+/// "Applying").
 enum class SlotWeight {
   kOne,      ///< an axis that consumes units: the slots' contributions add up
-  kAverage,  ///< N / c, an axis that produces units: the slot is the mean of its units
+  kAverage,  ///< an axis that produces units: 1 / the summed shares of the slot's units (N / c
+             ///< where all models count alike), so that the slot is the weighted mean of its units
 };
 
 /// Spreads the units of model `model` along one stretch of an axis into their slots: element block
 /// u of the stretch (units · k → k elements a unit) is added, weighted, to block slot(u) of the
 /// result, whose stretch is slots · k long. The rest of the axis stays. Shapes: tensor (…, L, …) →
-/// (…, L − units·k + slots·k, …).
+/// (…, L − units·k + slots·k, …). A slot whose units all have share 0 becomes 0.
 at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
-                        const Matching& matching, std::int64_t model, SlotWeight weight);
+                        const Matching& matching, std::int64_t model, SlotWeight weight,
+                        const ModelShares& shares = {});
 
 /// Merges one parameter: every model's tensor is spread along all its member axes, then averaged
-/// over the models. A tensor that is not floating point is taken from the first model (batch norm's
-/// counter of batches). `matchings[g]` belongs to group g. `tensors` holds one tensor a model, of
-/// equal shape; the result has their dtype and is accumulated in float32 or wider.
+/// over the models, each with its share. A tensor that is not floating point is taken from the
+/// first model (batch norm's counter of batches). `matchings[g]` belongs to group g. `tensors`
+/// holds one tensor a model, of equal shape; the result has their dtype and is accumulated in
+/// float32 or wider.
 at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
-                           const UnitGroups& groups, const std::vector<Matching>& matchings);
+                           const UnitGroups& groups, const std::vector<Matching>& matchings,
+                           const ModelShares& shares = {});
 
 /// merge_parameter over whole networks.
 TensorMap merge_states(const std::vector<TensorMap>& states, const UnitGroups& groups,
-                       const std::vector<Matching>& matchings);
+                       const std::vector<Matching>& matchings, const ModelShares& shares = {});
+
+/// A whole network with its units in the order of the slots: the same function, for matchings that
+/// are permutations.
+TensorMap reordered_state(const TensorMap& state, const UnitGroups& groups,
+                          const std::vector<Matching>& matchings, std::int64_t model);
 
 }  // namespace weightsmith

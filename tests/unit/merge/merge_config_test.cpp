@@ -111,5 +111,76 @@ TEST_CASE("a variant's label names its folder", "[config]") {
   CHECK(MergeVariant{MergeMethod::kZip, MergeSpace::kDual, 0.3}.label() == "zip-dual-0.3");
 }
 
+TEST_CASE("a list of balances is one variant with a candidate each", "[config]") {
+  VariantConfig variant{MergeMethod::kZip, MergeSpace::kDual, {0.25, 0.5}};
+  CHECK(variant.label() == "zip-dual");
+  REQUIRE(variant.candidates().size() == 2);
+  CHECK(variant.candidates()[1].label() == "zip-dual-0.5");
+  variant.space = MergeSpace::kActivation;  // balance has no effect: nothing to choose
+  CHECK(variant.candidates().size() == 1);
+  CHECK(variant.label() == "zip-activation");
+  variant = {MergeMethod::kAlign, MergeSpace::kDual, {0.3}};
+  CHECK(variant.label() == "align-dual-0.3");
+}
+
+TEST_CASE("the example of a sweep in the interface is valid", "[config]") {
+  const MergeConfig config = read({{"models", {"a.pt", "b.pt"}},
+                                   {"balance", {0.1, 0.5, 0.9}},
+                                   {"select_on", "joint"},
+                                   {"activations", {{"data", {{"split", "train"}}}}},
+                                   {"evaluation",
+                                    {{"sets",
+                                      {{{"name", "joint"}, {"data", {{"split", "test"}}}},
+                                       {{"name", "a"}, {"data", {{"split", "test"}}}}}}}}});
+  CHECK(config.candidates().size() == 3);
+  // Chosen on the training split, judged on the test split.
+  REQUIRE(config.selection_set() != nullptr);
+  CHECK(config.selection_set()->selection_data()->split == DataConfig::Split::kTrain);
+  CHECK(to_config(config)["balance"] == json({0.1, 0.5, 0.9}));
+}
+
+TEST_CASE("rules of sweeps, shares and landscapes name the key", "[config]") {
+  const auto refused = [](const std::vector<std::string>& parts, const json& change) {
+    json raw = {{"models", {"a.pt", "b.pt"}},
+                {"activations", {{"data", {{"split", "train"}}}}},
+                {"evaluation", {{"sets", {{{"name", "joint"}, {"data", {{"split", "test"}}}}}}}}};
+    raw.merge_patch(change);
+    expect_error(ErrorKind::kConfig, parts, [&] { read(raw); });
+  };
+  refused({"balance", "empty"}, {{"balance", json::array()}});
+  refused({"balance", "1.5"}, {{"balance", {0.5, 1.5}}});
+  refused({"balance", "twice"}, {{"balance", {0.5, 0.5}}});
+  refused({"compare[0].balance", "twice"}, {{"compare", {{{"balance", {0.5, 0.5}}}}}});
+  refused({"compare", "zip-dual", "listed twice"},
+          {{"compare", {{{"balance", {0.1, 0.5}}}, {{"balance", {0.2, 0.5}}}}}});
+  refused({"select_on", "jiont", "known: similarity, joint"}, {{"select_on", "jiont"}});
+  const json file = {{"format", "tensors"}, {"path", "/t.safetensors"}};
+  refused({"select_on", "no training split", "selection"},
+          {{"select_on", "t"}, {"evaluation", {{"sets", {{{"name", "t"}, {"data", file}}}}}}});
+  refused({"evaluation.sets", "similarity"},
+          {{"evaluation", {{"sets", {{{"name", "similarity"}, {"data", file}}}}}}});
+  refused({"share", "3 shares for 2 models"}, {{"share", {0.2, 0.3, 0.5}}});
+  refused({"share", "not positive"}, {{"share", {1, 0}}});
+  refused({"matching", "compare"},
+          {{"matching", "m.safetensors"}, {"compare", {{{"method", "average"}}}}});
+  refused({"landscape.plane", "zip"}, {{"landscape", {{"plane", 5}}}});
+  refused({"landscape.plane", "4 models"},
+          {{"method", "align"}, {"models", {"a", "b", "c", "d"}}, {"landscape", {{"plane", 5}}}});
+  refused({"landscape.line", "3 points"}, {{"landscape", {{"line", 2}}}});
+  refused({"landscape.sets", "jiont"}, {{"landscape", {{"sets", {"jiont"}}}}});
+  refused({"landscape", "evaluation.sets"},
+          {{"evaluation", {{"sets", json::array()}}}, {"landscape", json::object()}});
+}
+
+TEST_CASE("shares are normalised, and equal where none are given", "[config]") {
+  MergeConfig config = read({{"models", {"a.pt", "b.pt"}},
+                             {"space", "weight"},
+                             {"share", {3, 1}},
+                             {"normalization", {{"mode", "none"}}}});
+  CHECK(config.shares() == std::vector<double>{0.75, 0.25});
+  config.share.clear();
+  CHECK(config.shares() == std::vector<double>{0.5, 0.5});
+}
+
 }  // namespace
 }  // namespace weightsmith

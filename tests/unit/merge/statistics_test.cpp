@@ -133,5 +133,42 @@ TEST_CASE("activations that are not finite stop with the tap's name", "[merge]")
   });
 }
 
+TEST_CASE("nearly constant activations far from zero, and dead units, keep their similarities",
+          "[merge]") {
+  std::vector<ScriptModel> models = two_mlps();
+  const UnitGroups groups = unit_groups_for(models.front(), "auto");
+  const at::NoGradGuard no_grad;
+  at::manual_seed(7);
+  const Dataset data = samples(at::randn({200, 12}));
+  for (ScriptModel& model : models) {
+    TensorMap state = model.state_dict();
+    // Mean 50, deviation about 0.01.
+    const at::Tensor weight = at::randn({16, 12}) * 0.003;
+    state.at("fc1.weight").copy_(weight);
+    state.at("fc1.bias").fill_(50);
+    state.at("fc1.bias")[5] = -50;  // never above zero
+  }
+  NoProgress progress;
+  const auto found =
+      activation_similarity(models, groups, data, 32, SimilarityMeasure::kCorrelation,
+                            Similarity::Scope::kAllPairs, at::kCPU, progress);
+  // The slow twin: everything at once, in double, from the rounded activations that were seen.
+  std::vector<at::Tensor> rows;
+  for (ScriptModel& model : models) {
+    const TensorMap state = model.state_dict();
+    rows.push_back(at::relu(at::linear(data.images, state.at("fc1.weight"), state.at("fc1.bias")))
+                       .to(at::kDouble)
+                       .t());
+  }
+  const at::Tensor stacked = at::cat(rows);
+  const at::Tensor centred = stacked - stacked.mean(1, true);
+  const at::Tensor covariance = centred.mm(centred.t()) / 200;
+  const at::Tensor deviation = covariance.diag().sqrt();
+  CHECK(deviation[0].item<double>() < 0.02);
+  const at::Tensor wanted = covariance / at::outer(deviation, deviation).clamp_min(1e-7);
+  CHECK((found[0].values.to(at::kDouble) - wanted).abs().max().item<double>() < 1e-3);
+  CHECK(found[0].values[5].abs().max().item<double>() == 0);
+}
+
 }  // namespace
 }  // namespace weightsmith

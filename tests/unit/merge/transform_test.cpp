@@ -92,5 +92,48 @@ TEST_CASE("half precision is merged in float32 and kept as half", "[merge]") {
   CHECK(at::equal(merged.at("w"), x));  // the sum alone would overflow in half
 }
 
+TEST_CASE("shares weight the models, inside a slot as well", "[merge]") {
+  const Matching m = make_matching(2, 2, 2, {0, 0, 0, 1}, 0.0);
+  UnitGroups groups;
+  groups.groups.push_back(
+      {"g", 2, 1, {{"bias", 0, 0, 2, MemberRole::kOut}, {"next", 1, 0, 2, MemberRole::kIn}}, {}});
+  const TensorMap a{{"bias", at::tensor({1.0, 3.0})},
+                    {"next", at::tensor({2.0, 4.0}).view({1, 2})},
+                    {"free", at::tensor({1.0})}};
+  const TensorMap b{{"bias", at::tensor({5.0, 7.0})},
+                    {"next", at::tensor({6.0, 8.0}).view({1, 2})},
+                    {"free", at::tensor({5.0})}};
+  const TensorMap merged = merge_states({a, b}, groups, {m}, {0.75, 0.25});
+  // (0.75 · 1 + 0.75 · 3 + 0.25 · 5) / 1.75 and 7 alone.
+  CHECK(at::allclose(merged.at("bias"), at::tensor({4.25 / 1.75, 7.0})));
+  CHECK(at::allclose(merged.at("next"),
+                     at::tensor({0.75 * (2 + 4) + 0.25 * 6, 0.25 * 8}).view({1, 2})));
+  CHECK(at::allclose(merged.at("free"), at::tensor({2.0})));
+  // Equal shares are no shares.
+  const TensorMap equal = merge_states({a, b}, groups, {m}, {0.5, 0.5});
+  for (const auto& [name, tensor] : merge_states({a, b}, groups, {m}))
+    CHECK(at::allclose(tensor, equal.at(name)));
+  // A share of 0 silences a model, and a slot that holds none but its units.
+  const TensorMap alone = merge_states({a, b}, groups, {m}, {1.0, 0.0});
+  CHECK(at::allclose(alone.at("bias"), at::tensor({2.0, 0.0})));
+  CHECK(at::allclose(alone.at("next"), at::tensor({6.0, 0.0}).view({1, 2})));
+}
+
+TEST_CASE("a reordered network has its units in the order of the slots", "[merge]") {
+  UnitGroups groups;
+  groups.groups.push_back(
+      {"g", 4, 1, {{"bias", 0, 0, 4, MemberRole::kOut}, {"next", 1, 0, 4, MemberRole::kIn}}, {}});
+  const TensorMap state{{"bias", at::arange(4, at::kFloat)},
+                        {"next", at::arange(8, at::kFloat).view({2, 4})},
+                        {"free", at::ones({3})}};
+  const TensorMap moved = reordered_state(state, groups, {permutation()}, 1);
+  for (const std::int64_t unit : {0, 1, 2, 3}) {
+    const std::int64_t slot = permutation().slot[4 + unit];
+    CHECK(at::equal(moved.at("bias")[slot], state.at("bias")[unit]));
+    CHECK(at::equal(moved.at("next").select(1, slot), state.at("next").select(1, unit)));
+  }
+  CHECK(at::equal(moved.at("free"), state.at("free")));
+}
+
 }  // namespace
 }  // namespace weightsmith

@@ -1,0 +1,30 @@
+#include "weightsmith/merge/batch_norm_observer.h"
+
+#include <torch/csrc/jit/ir/ir.h>
+
+namespace weightsmith {
+
+void BatchNormObserver::before(std::size_t number, std::vector<c10::IValue>& inputs) {
+  if (graph_.nodes()[number]->kind() != c10::Symbol::fromQualString("aten::batch_norm")) return;
+  // (input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn)
+  if (inputs[3].isNone() || inputs[4].isNone()) return;
+  const at::Tensor running_mean = inputs[3].toTensor();
+  Layer& layer = layers_[running_mean.unsafeGetTensorImpl()];
+  if (!layer.running_mean.defined()) {
+    layer.running_mean = running_mean;
+    layer.running_var = inputs[4].toTensor();
+  }
+  layer.inputs.add(inputs[0].toTensor(), 1);
+  inputs[3] = c10::IValue();
+  inputs[4] = c10::IValue();
+  inputs[5] = true;
+}
+
+void BatchNormObserver::store() const {
+  for (const auto& [key, layer] : layers_) {
+    layer.running_mean.copy_(layer.inputs.mean());
+    layer.running_var.copy_(layer.inputs.unbiased_variance());
+  }
+}
+
+}  // namespace weightsmith

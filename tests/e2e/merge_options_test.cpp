@@ -1,0 +1,345 @@
+// mudsc-merge beyond one matching of two networks: sweeps, several models, repair, reuse,
+// landscapes.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+#include <csignal>
+#include <sstream>
+
+#include "support/files.h"
+#include "support/temporary_folder.h"
+#include "tools.h"
+#include "weightsmith/model/script_model.h"
+#include "weightsmith/tensor/safetensors.h"
+
+using namespace weightsmith;
+using namespace weightsmith::testing;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string print(const fs::path& path) { return path.string(); }
+
+/// Networks of their own seeds, unscored unless told otherwise, matched on few digits.
+json merge_of(const TemporaryFolder& folder, const std::string& name, const json& options,
+              int models) {
+  json config = {{"models", json::array()},
+                 {"activations", {{"data", {{"split", "train"}, {"limit", 100}}}}}};
+  for (int i = 0; i < models; ++i)
+    config["models"].push_back(
+        print(save_builtin(folder / (std::string(1, static_cast<char>('a' + i)) + ".pt"), name,
+                           options, static_cast<std::uint64_t>(i) + 1)));
+  return config;
+}
+
+json scored(json config) {
+  config["evaluation"]["sets"] = {
+      {{"name", "joint"}, {"data", {{"split", "test"}, {"limit", 100}}}},
+      {{"name", "low"},
+       {"data", {{"split", "test"}, {"classes", {0, 1, 2, 3, 4}}, {"limit", 60}}},
+       {"candidates", "data"}},
+      {{"name", "high"},
+       {"data", {{"split", "test"}, {"classes", {5, 6, 7, 8, 9}}, {"limit", 60}}},
+       {"candidates", "data"}}};
+  return config;
+}
+
+json run(const TemporaryFolder& folder, const json& config, const std::string& out,
+         std::vector<std::string> more = {}) {
+  std::vector<std::string> arguments{"--config", write_config(folder / "merge.json", config),
+                                     "--out", print(folder / out), "--quiet"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return summary_of(mudsc_merge(arguments));
+}
+
+std::vector<std::string> lines_of(const fs::path& file) {
+  std::vector<std::string> lines;
+  std::istringstream in(read_bytes(file));
+  for (std::string line; std::getline(in, line);) lines.push_back(line);
+  return lines;
+}
+
+const json kMlp = {{"hidden", {12, 12}}};
+
+}  // namespace
+
+TEST_CASE("a sweep keeps the balance that is best on held-out data") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "mlp", kMlp, 2));
+  config["balance"] = {0.1, 0.5, 0.9};
+  config["select_on"] = "joint";
+  const json summary = run(folder, config, "out");
+  REQUIRE(summary["variants"].size() == 1);
+  const json& variant = summary["variants"][0];
+  CHECK(variant["name"] == "zip-dual");
+  CHECK(variant["select_on"] == "joint");
+  REQUIRE(variant["sweep"].size() == 3);
+  double best = -1;
+  for (const json& point : variant["sweep"]) {
+    CHECK(point["selection"]["samples"] == 100);
+    best = std::max(best, point["selection"]["accuracy"].get<double>());
+  }
+  bool chosen_is_best = false;
+  for (const json& point : variant["sweep"])
+    if (point["balance"] == variant["balance"])
+      chosen_is_best = point["selection"]["accuracy"] == best;
+  CHECK(chosen_is_best);
+  // Chosen on training data, scored on test data.
+  CHECK(variant["scores"]["joint"]["samples"] == 100);
+  CHECK(variant["scores"].contains("task_average"));
+  CHECK(variant["scores"]["low"].contains("ece"));
+
+  const fs::path out = folder / "out";
+  const auto rows = lines_of(out / "sweep.csv");
+  REQUIRE(rows.size() == 4);
+  CHECK_THAT(rows[0], Catch::StartsWith("balance,chosen,objective,"));
+  CHECK(std::count_if(rows.begin(), rows.end(),
+                      [](const std::string& row) { return row.find(",1,") < 5; }) == 1);
+  CHECK_THAT(read_bytes(out / "sweep.svg"), Catch::StartsWith("<svg "));
+  CHECK(lines_of(out / "scores.csv").size() == 1 + 4 * 4);  // three originals' rows, one merged
+  CHECK_THAT(read_bytes(out / "table.md"),
+             Catch::Contains("task average") && Catch::Contains("95 % interval"));
+
+  // Every point of a sweep can be given back, and gives the same network.
+  const std::string point =
+      print(out / "sweep" / ("zip-dual-" + variant["balance"].dump() + ".safetensors"));
+  json again = config;
+  again.erase("balance");
+  again.erase("select_on");
+  again["matching"] = point;
+  const json reused = run(folder, again, "reused");
+  CHECK(reused["variants"][0]["name"] == "matching");
+  CHECK(reused["variants"][0]["scores"] == variant["scores"]);
+  CHECK(read_bytes(folder / "reused/merged.safetensors") == read_bytes(out / "merged.safetensors"));
+}
+
+TEST_CASE("without labels the dual objective chooses, in every variant") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "mlp", kMlp, 2);
+  config["compare"] = {{{"method", "align"}, {"balance", {0.2, 0.8}}},
+                       {{"method", "zip"}, {"balance", {0.2, 0.8}}},
+                       {{"method", "zip"}, {"space", "activation"}, {"balance", {0.2, 0.8}}}};
+  const json summary = run(folder, config, "out");
+  REQUIRE(summary["variants"].size() == 3);
+  for (int v = 0; v < 2; ++v) {
+    const json& variant = summary["variants"][v];
+    CHECK(variant["select_on"] == "similarity");
+    double best = -1;
+    for (const json& point : variant["sweep"])
+      best = std::max(best, point["dual_objective"].get<double>());
+    for (const json& point : variant["sweep"])
+      if (point["balance"] == variant["balance"]) CHECK(point["dual_objective"] == best);
+  }
+  CHECK_FALSE(summary["variants"][2].contains("sweep"));
+  CHECK(fs::exists(folder / "out/align-dual/sweep.csv"));
+  CHECK(fs::exists(folder / "out/zip-dual/sweep/zip-dual-0.8.safetensors"));
+  CHECK_FALSE(fs::exists(folder / "out/zip-activation/sweep.csv"));
+}
+
+TEST_CASE("a stopped sweep goes on where it stopped") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "mlp", {{"hidden", {256, 256}}}, 2);
+  config["balance"] = {0.1, 0.3, 0.5, 0.7, 0.9};
+  config["activations"]["cache"] = print(folder / "cache");
+  const std::string file = write_config(folder / "merge.json", config);
+  const fs::path out = folder / "out";
+  ProgramOptions options;
+  options.signal = SignalPlan{SIGINT, out / "sweep/zip-dual-0.1.safetensors", "", {}};
+  const ProgramResult stopped =
+      mudsc_merge({"--config", file, "--out", print(out), "--quiet"}, options);
+  CHECK(stopped.exit_code == 130);
+  check_nothing_half_written(out);
+  CHECK_FALSE(fs::exists(out / "sweep/zip-dual-0.9.safetensors"));
+
+  const ProgramResult resumed = mudsc_merge({"--config", file, "--out", print(out), "--resume"});
+  const json summary = summary_of(resumed);
+  CHECK_THAT(resumed.err, Catch::Contains("zip-dual-0.1: taken from"));
+  // The statistics came from the cache: the networks were not run to compare activations.
+  const json phases = json::parse(read_bytes(out / "run.json"))["phases_s"];
+  CHECK_FALSE(phases.contains("activations"));
+  const json whole = run(folder, config, "whole");
+  CHECK(summary["variants"][0]["sweep"] == whole["variants"][0]["sweep"]);
+  CHECK(read_bytes(out / "merged.safetensors") == read_bytes(folder / "whole/merged.safetensors"));
+
+  // Points of other settings are not taken.
+  config["zip"]["a"] = 0.3;
+  fs::remove(out / "results.json");
+  write_config(folder / "merge.json", config);
+  const ProgramResult other = mudsc_merge({"--config", file, "--out", print(out), "--resume"});
+  summary_of(other);
+  CHECK_THAT(other.err, !Catch::Contains("taken from"));
+}
+
+TEST_CASE("the cache answers for the same models and data only") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "convnet", {{"width", 4}}, 2);
+  config["activations"]["cache"] = "cache";  // relative to the configuration
+  const auto ran_the_networks = [&](const std::string& out) {
+    run(folder, config, out);
+    return json::parse(read_bytes(folder / out / "run.json"))["phases_s"].contains("activations");
+  };
+  CHECK(ran_the_networks("first"));
+  CHECK(fs::exists(folder / "cache"));
+  CHECK_FALSE(ran_the_networks("second"));
+  for (const char* name : {"merged.safetensors", "matching.safetensors"})
+    CHECK(read_bytes(folder / "first" / name) == read_bytes(folder / "second" / name));
+  config["activations"]["data"]["limit"] = 101;
+  CHECK(ran_the_networks("third"));
+  save_builtin(folder / "b.pt", "convnet", {{"width", 4}}, 77);
+  CHECK(ran_the_networks("fourth"));
+}
+
+TEST_CASE("three networks merge with shares, aligned to the first or to their mean") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "convnet", {{"width", 4}}, 3));
+  config["share"] = {5, 3, 2};
+  config["compare"] = {{{"method", "average"}}, {{"method", "align"}}, {{"method", "zip"}}};
+  const json first = run(folder, config, "first");
+  config["align"]["reference"] = "mean";
+  const json mean = run(folder, config, "mean");
+  for (const json& summary : {first, mean}) {
+    REQUIRE(summary["originals"].size() == 4);
+    for (const json& variant : summary["variants"]) {
+      ScriptModel merged = load_archive(variant["model"].get<std::string>());
+      CHECK(merged.forward(at::rand({2, 1, 8, 8})).isfinite().all().item<bool>());
+    }
+  }
+  const TensorMap average = read_safetensors(folder / "first/average/merged.safetensors").tensors;
+  at::Tensor wanted = at::zeros_like(average.at("fc.weight"));
+  const std::vector<double> shares{0.5, 0.3, 0.2};
+  for (int i = 0; i < 3; ++i)
+    wanted += load_archive(config["models"][i].get<std::string>()).state_dict().at("fc.weight") *
+              shares[i];
+  CHECK(at::allclose(average.at("fc.weight"), wanted, 1e-5, 1e-6));
+  // The mean looks at all pairs, the first model at its own alone.
+  CHECK(read_bytes(folder / "first/align-dual-0.5/matching.safetensors") !=
+        read_bytes(folder / "mean/align-dual-0.5/matching.safetensors"));
+}
+
+TEST_CASE("repair works without batch norm, and says where it cannot") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "convnet", {{"width", 4}, {"norm", "none"}}, 2));
+  config["method"] = "align";
+  config["normalization"]["mode"] = "repair";
+  run(folder, config, "repaired");
+  config["normalization"]["mode"] = "none";
+  run(folder, config, "plain");
+  const TensorMap repaired = read_safetensors(folder / "repaired/merged.safetensors").tensors;
+  const TensorMap plain = read_safetensors(folder / "plain/merged.safetensors").tensors;
+  CHECK_FALSE(at::allclose(repaired.at("conv2.weight"), plain.at("conv2.weight")));
+  CHECK_FALSE(at::allclose(repaired.at("conv2.bias"), plain.at("conv2.bias")));
+  CHECK(at::equal(repaired.at("fc.bias"), plain.at("fc.bias")));  // of no group
+
+  json groups = json::parse(read_bytes(folder / "plain/groups.json"));
+  auto& members = groups["groups"][1]["members"];
+  members.erase(std::find_if(members.begin(), members.end(), [](const json& member) {
+    return member["parameter"] == "conv2.bias";
+  }));
+  config["groups"] = write_config(folder / "groups.json", groups);
+  config["normalization"]["mode"] = "repair";
+  check_failure(mudsc_merge({"--config", write_config(folder / "merge.json", config), "--out",
+                             print(folder / "refused"), "--quiet"}),
+                "mudsc-merge", 3, {"group conv2", "conv2.weight"});
+  CHECK_FALSE(fs::exists(folder / "refused"));
+}
+
+TEST_CASE("half and bfloat16 archives are merged in float32 and saved as they were") {
+  const TemporaryFolder folder;
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    INFO(c10::toString(type));
+    json config = scored(merge_of(folder, "convnet", {{"width", 4}}, 2));
+    const json full = run(folder, config, "full", {"--overwrite"});
+    for (const json& path : config["models"]) {
+      ScriptModel model = load_archive(path.get<std::string>());
+      const at::NoGradGuard no_grad;
+      for (auto [name, tensor] : model.parameters()) tensor.set_data(tensor.detach().to(type));
+      model.save(path.get<std::string>());
+    }
+    const json low = run(folder, config, "low", {"--overwrite"});
+    const TensorMap wide = read_safetensors(folder / "full/merged.safetensors").tensors;
+    const TensorMap narrow = read_safetensors(folder / "low/merged.safetensors").tensors;
+    ScriptModel archive = load_archive(folder / "low/merged.pt");
+    for (const auto& [name, tensor] : archive.parameters()) {
+      CHECK(tensor.scalar_type() == type);
+      CHECK(at::equal(tensor.detach(), narrow.at(name)));
+    }
+    CHECK(narrow.at("bn1.running_mean").scalar_type() == at::kFloat);
+    CHECK(low["variants"][0]["scores"]["joint"]["samples"] == 100);
+    CHECK(
+        (narrow.at("fc.weight").to(at::kFloat) - wide.at("fc.weight")).abs().max().item<double>() <
+        0.01);
+  }
+}
+
+TEST_CASE("a landscape shows the way between the networks before and after matching") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "convnet", {{"width", 4}}, 2));
+  config["method"] = "align";
+  config["landscape"] = {{"line", 5}, {"plane", 4}, {"sets", {"joint", "low"}}};
+  const json summary = run(folder, config, "out");
+  const json& landscape = summary["variants"][0]["landscape"];
+  const json& sets = landscape["lines"][0]["sets"];
+  CHECK(sets.size() == 2);
+  CHECK(sets["joint"]["barrier"] >= 0);
+  CHECK(sets["joint"]["barrier_matched"] >= 0);
+  CHECK(landscape["plane"]["corners"].size() == 3);
+  const fs::path at = folder / "out/landscape";
+  const auto line = lines_of(at / "line.csv");
+  CHECK(line.size() == 1 + 2 * 2 * 5);
+  CHECK(lines_of(at / "plane.csv").size() == 1 + 2 * 16);
+  for (const char* name : {"line.svg", "plane-loss.svg", "plane-accuracy.svg"})
+    CHECK_THAT(read_bytes(at / name), Catch::StartsWith("<svg "));
+  // The ends of a line are the networks themselves: with statistics of their own they score the
+  // same matched or not.
+  std::map<std::string, std::vector<std::string>> ends;
+  for (const std::string& row : line)
+    if (row.starts_with("a,b,") && row.find(",1,joint,") != std::string::npos)
+      ends["b"].push_back(row.substr(row.find(",joint,") + 7, 4));
+  REQUIRE(ends["b"].size() == 2);
+  CHECK(ends["b"][0] == ends["b"][1]);
+
+  // Finished points are not scored again.
+  json points = json::parse(read_bytes(at / "points.json"));
+  CHECK(points["points"].size() == 2 * 5 + 16);
+  points["points"]["line/1/matched/2"][0]["correct"] = 99;
+  points["points"].erase("plane/0/0");
+  write_bytes(at / "points.json", points.dump());
+  fs::remove(folder / "out/results.json");
+  run(folder, config, "out", {"--resume"});
+  const auto again = lines_of(at / "line.csv");
+  CHECK(std::count_if(again.begin(), again.end(), [](const std::string& row) {
+          return row.find(",0.5,joint,0.99,") != std::string::npos;
+        }) == 1);
+  CHECK(lines_of(at / "plane.csv").size() == 1 + 2 * 16);
+  // Under other settings all of them are.
+  fs::remove(folder / "out/results.json");
+  config["landscape"]["reset"] = false;
+  run(folder, config, "out", {"--resume"});
+  const auto other = lines_of(at / "line.csv");
+  CHECK(std::none_of(other.begin(), other.end(), [](const std::string& row) {
+    return row.find(",0.5,joint,0.99,") != std::string::npos;
+  }));
+}
+
+TEST_CASE("outputs that do not fit the objective are refused before anything is written") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "mlp", kMlp, 2));
+  config["evaluation"]["objective"] = {{"type", "embedding"}, {"embeddings", {{"random", 16}}}};
+  check_failure(mudsc_merge({"--config", write_config(folder / "merge.json", config), "--out",
+                             print(folder / "out"), "--quiet"}),
+                "mudsc-merge", 3, {"(B, 16)", "10"});
+  CHECK_FALSE(fs::exists(folder / "out"));
+}
+
+TEST_CASE("a matching of other networks is refused") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "mlp", kMlp, 2);
+  run(folder, config, "out");
+  json other = merge_of(folder, "mlp", {{"hidden", {12, 10}}}, 2);
+  other["matching"] = print(folder / "out/matching.safetensors");
+  check_failure(mudsc_merge({"--config", write_config(folder / "merge.json", other), "--out",
+                             print(folder / "refused"), "--quiet"}),
+                "mudsc-merge", 3, {"matching.safetensors", "group fc2", "[2, 12]"});
+}

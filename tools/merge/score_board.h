@@ -1,0 +1,70 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/run.h"
+#include "weightsmith/data/dataset.h"
+#include "weightsmith/eval/evaluation.h"
+#include "weightsmith/eval/objective.h"
+#include "weightsmith/merge/merge_config.h"
+#include "weightsmith/model/script_model.h"
+#include "weightsmith/report/table.h"
+
+namespace weightsmith {
+
+/// A data set that networks are scored on.
+struct ScoredSet {
+  std::string name;
+  bool task = false;  ///< counts in the task average
+  Dataset data;
+  std::optional<Objective> objective;
+};
+
+/// A batch that is enough to see whether a data set fits a network.
+at::Tensor first_samples(const Dataset& data, at::Device device);
+
+/// One a set, in their order.
+using Scores = std::vector<Evaluation>;
+
+/// The evaluation sets and what was scored on them.
+class ScoreBoard {
+ public:
+  ScoreBoard(const MergeConfig& config, Run& run) : config_(config), run_(run) {}
+
+  /// Reads the sets, and the held-out data that a balance is chosen on.
+  void load();
+  /// Runs a network on the first samples of every set, so that outputs that do not fit the
+  /// objective show before the work begins.
+  void try_out(ScriptModel& model) const;
+  const std::vector<ScoredSet>& sets() const { return sets_; }
+  /// The data of `select_on`, if it names a set.
+  const std::optional<ScoredSet>& selection() const { return selection_; }
+  EvaluationOptions options() const;
+
+  /// Scores a network, or the mean of the probabilities of several, on every set.
+  Scores score(const std::vector<ScriptModel*>& models);
+  /// Adds a row and returns it as JSON: an object a set, and `task_average` where there are tasks.
+  nlohmann::json add(const std::string& name, const Scores& scores);
+
+  /// Writes table.md, table.csv and scores.csv and shows the table; nothing without sets.
+  void write(const std::filesystem::path& folder);
+
+ private:
+  std::optional<Evaluation> task_average(const Scores& scores) const;
+  bool has_task_average() const;
+  Table accuracy_table() const;
+  Table detail_table(bool exact) const;
+
+  const MergeConfig& config_;
+  Run& run_;
+  std::vector<ScoredSet> sets_;
+  std::optional<ScoredSet> selection_;
+  std::vector<std::pair<std::string, Scores>> rows_;
+};
+
+}  // namespace weightsmith
