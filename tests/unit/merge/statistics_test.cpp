@@ -115,7 +115,7 @@ TEST_CASE("a group without a tap, or with one that does not hold its units, is n
     activation_similarity(models, groups, data, 4, SimilarityMeasure::kCorrelation,
                           Similarity::Scope::kAllPairs, at::kCPU, progress);
   };
-  groups.groups[1].taps = {"fc1.weight/input"};  // 12 values, no multiple of 14
+  groups.groups[1].taps = {UnitTap("fc1.weight/input")};  // 12 values, no multiple of 14
   expect_error(ErrorKind::kInput, {"group fc2", "fc1.weight/input", "14 units"}, collect);
   groups.groups[1].taps.clear();
   expect_error(ErrorKind::kInput, {"group fc2", "no tap"}, collect);

@@ -30,8 +30,8 @@ SweepPoint point(double balance, double weight, double activation) {
 
 UnitGroups two_groups() {
   UnitGroups groups;
-  groups.groups.push_back({"a", 3, 1, {}, {}});
-  groups.groups.push_back({"b", 2, 1, {}, {}});
+  groups.groups.push_back({"a", 3, 1, {}, {}, ""});
+  groups.groups.push_back({"b", 2, 1, {}, {}, ""});
   return groups;
 }
 
@@ -106,7 +106,7 @@ TEST_CASE("matchings survive a file, and files that do not fit are refused", "[m
   UnitGroups other = groups;
   other.groups[1].units = 4;
   refused({"group b"}, other, 2);
-  other.groups[1] = {"c", 2, 1, {}, {}};
+  other.groups[1] = {"c", 2, 1, {}, {}, ""};
   refused({"no matching of group c"}, other, 2);
   other.groups.pop_back();
   refused({"describes 2 groups, the network has 1"}, other, 2);

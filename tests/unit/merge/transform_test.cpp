@@ -45,7 +45,7 @@ TEST_CASE("spreading units equals the product with the paper's matrices", "[merg
     for (const SlotWeight weight : {SlotWeight::kOne, SlotWeight::kAverage}) {
       for (const std::int64_t per_unit : {1, 3}) {
         for (const std::int64_t offset : {0, 2}) {
-          const GroupMember member{"w", 1, offset, 4 * per_unit, MemberRole::kOut};
+          const GroupMember member{"w", 1, offset, 4 * per_unit, MemberRole::kOut, {}, 1};
           for (const std::int64_t model : {0, 1}) {
             CAPTURE(m.slots, per_unit, offset, model);
             const at::Tensor fast = spread_units(tensor, member, m, model, weight);
@@ -66,7 +66,12 @@ TEST_CASE("a merged parameter averages what produces units and adds what consume
   const Matching m = make_matching(2, 2, 2, {0, 0, 0, 1}, 0.0);
   UnitGroups groups;
   groups.groups.push_back(
-      {"g", 2, 1, {{"bias", 0, 0, 2, MemberRole::kOut}, {"next", 1, 0, 2, MemberRole::kIn}}, {}});
+      {"g",
+       2,
+       1,
+       {{"bias", 0, 0, 2, MemberRole::kOut, {}, 1}, {"next", 1, 0, 2, MemberRole::kIn, {}, 1}},
+       {},
+       ""});
   const TensorMap a{{"bias", at::tensor({1.0, 3.0})},
                     {"next", at::tensor({2.0, 4.0}).view({1, 2})}};
   const TensorMap b{{"bias", at::tensor({5.0, 7.0})},
@@ -96,7 +101,12 @@ TEST_CASE("shares weight the models, inside a slot as well", "[merge]") {
   const Matching m = make_matching(2, 2, 2, {0, 0, 0, 1}, 0.0);
   UnitGroups groups;
   groups.groups.push_back(
-      {"g", 2, 1, {{"bias", 0, 0, 2, MemberRole::kOut}, {"next", 1, 0, 2, MemberRole::kIn}}, {}});
+      {"g",
+       2,
+       1,
+       {{"bias", 0, 0, 2, MemberRole::kOut, {}, 1}, {"next", 1, 0, 2, MemberRole::kIn, {}, 1}},
+       {},
+       ""});
   const TensorMap a{{"bias", at::tensor({1.0, 3.0})},
                     {"next", at::tensor({2.0, 4.0}).view({1, 2})},
                     {"free", at::tensor({1.0})}};
@@ -122,7 +132,12 @@ TEST_CASE("shares weight the models, inside a slot as well", "[merge]") {
 TEST_CASE("a reordered network has its units in the order of the slots", "[merge]") {
   UnitGroups groups;
   groups.groups.push_back(
-      {"g", 4, 1, {{"bias", 0, 0, 4, MemberRole::kOut}, {"next", 1, 0, 4, MemberRole::kIn}}, {}});
+      {"g",
+       4,
+       1,
+       {{"bias", 0, 0, 4, MemberRole::kOut, {}, 1}, {"next", 1, 0, 4, MemberRole::kIn, {}, 1}},
+       {},
+       ""});
   const TensorMap state{{"bias", at::arange(4, at::kFloat)},
                         {"next", at::arange(8, at::kFloat).view({2, 4})},
                         {"free", at::ones({3})}};
