@@ -22,8 +22,8 @@ const ToolAbout kAbout{
 nlohmann::json merge(const MergeConfig& config, Run& run) {
   MergeRun job(config, run);
   job.load_models();
-  job.derive_unit_groups();
   job.load_data();
+  job.derive_unit_groups();
   job.try_out();
   if (run.settings().dry_run) return job.plan();
   run.start();
@@ -46,5 +46,5 @@ nlohmann::json merge(const MergeConfig& config, Run& run) {
 
 int main(int argc, char** argv) {
   using namespace weightsmith;
-  return run_tool<MergeConfig>(argc, argv, kAbout, merge, {match_command()});
+  return run_tool<MergeConfig>(argc, argv, kAbout, merge, {explain_command(), match_command()});
 }

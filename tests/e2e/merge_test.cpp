@@ -279,7 +279,7 @@ TEST_CASE("a run that replaces another leaves what it is made of") {
   };
   merge();
   fs::create_directory_symlink(out, folder / "link");
-  config["models"][0]["script"] = print(folder / "link" / "zip-weight" / "merged.pt");
+  config["models"][0] = print(folder / "link" / "zip-weight" / "merged.pt");
   config["compare"] = {{{"method", "average"}}};
   merge();
   CHECK(files_under(out) ==

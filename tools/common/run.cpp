@@ -4,6 +4,8 @@
 
 #include <sstream>
 
+#include "weightsmith/core/atomic_file.h"
+
 namespace weightsmith {
 
 Run::Run(const std::string& tool, Settings settings, Progress& progress)
@@ -19,6 +21,11 @@ void Run::start() {
 
 void Run::wrote(const std::filesystem::path& path) {
   outputs_.insert(path.lexically_relative(settings_.out).string());
+}
+
+void Run::write_text(const std::filesystem::path& path, const std::string& text) {
+  write_text_atomically(path, text);
+  wrote(path);
 }
 
 void Run::show(const std::string& text) {

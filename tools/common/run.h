@@ -6,9 +6,11 @@
 #include <filesystem>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <set>
 #include <string>
 
+#include "weightsmith/core/error.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/core/run_record.h"
 
@@ -43,8 +45,14 @@ class Run {
   /// Notes a file below `out` that the body wrote: it belongs to this run, and goes when another
   /// run replaces it.
   void wrote(const std::filesystem::path& path);
+  /// Writes a text file atomically, and notes it.
+  void write_text(const std::filesystem::path& path, const std::string& text);
   /// All of them, relative to `out`.
   const std::set<std::string>& outputs() const { return outputs_; }
+
+  /// The body has results worth printing and yet failed: after the summary, `error` is raised.
+  void fail_at_end(Error error) { failure_ = std::move(error); }
+  const std::optional<Error>& failure() const { return failure_; }
 
   /// Writes the table a person wants to see at the end to standard error.
   void show(const std::string& text);
@@ -56,6 +64,7 @@ class Run {
   std::function<void()> start_;
   bool started_ = false;
   std::set<std::string> outputs_;
+  std::optional<Error> failure_;
 };
 
 }  // namespace weightsmith

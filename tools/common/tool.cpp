@@ -269,14 +269,16 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
 }
 
 json run_command(const ToolAbout& about, const std::function<json(Run&)>& action,
-                 const Flags& flags, TerminalProgress& progress) {
+                 const Flags& flags, TerminalProgress& progress, std::optional<Error>& failure) {
   Run::Settings settings;
   settings.device = parse_device(flags.device.value_or("auto"));
   settings.threads = set_thread_count(static_cast<int>(flags.threads.value_or(0)));
   settings.seed = static_cast<std::uint64_t>(flags.seed.value_or(0));
   settings.trust = flags.trust;
   Run run(about.name, settings, progress);
-  return action(run);
+  json summary = action(run);
+  failure = run.failure();
+  return summary;
 }
 
 /// Runs `action`, turning every exception into one line on standard error and an exit code.
@@ -359,8 +361,9 @@ int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody&
     const auto command = std::find_if(actions.begin(), actions.end(),
                                       [](const auto& entry) { return entry.first->parsed(); });
     json summary;
+    std::optional<Error> failure;
     if (command != actions.end()) {
-      summary = run_command(about, command->second, flags, progress);
+      summary = run_command(about, command->second, flags, progress, failure);
     } else {
       const json schema = tool_schema(about.name);
       summary = flags.print_schema ? schema : run_configured(about, body, flags, schema, progress);
@@ -369,6 +372,7 @@ int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody&
     if (!std::cout)
       throw Error(ErrorKind::kOutput, "standard output", "cannot write the summary",
                   "what the run computed is in its --out");
+    if (failure) throw *failure;
   });
 }
 

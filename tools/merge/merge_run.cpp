@@ -12,6 +12,7 @@
 #include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/statistics_cache.h"
 #include "weightsmith/model/batch_norms.h"
+#include "weightsmith/model/example_input.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -52,7 +53,10 @@ void MergeRun::derive_unit_groups() {
       std::none_of(candidates.begin(), candidates.end(),
                    [](const MergeVariant& v) { return v.matches_units(); }))
     return;
-  groups_ = unit_groups_for(models_.front(), config_.groups);
+  const std::vector<c10::IValue> inputs = example_inputs();
+  groups_ = unit_groups_for(models_.front(), config_.groups, inputs);
+  if (config_.verify && !inputs.empty())
+    verify_unit_groups(models_.front(), groups_, inputs, run_.progress());
   if (config_.groups != "auto") run_.record().add_input(config_.groups);
   if (!config_.matching.empty()) {
     given_ = read_matchings(config_.matching, groups_, static_cast<std::int64_t>(models_.size()));
@@ -61,6 +65,20 @@ void MergeRun::derive_unit_groups() {
   if (config_.normalization.mode == NormalizationMode::kRepair)
     layers_ = affine_layers(groups_, models_.front().parameters());
   check_widths();
+}
+
+std::vector<c10::IValue> MergeRun::example_inputs() const {
+  std::vector<c10::IValue> inputs;
+  for (const std::string& shape : config_.inputs)
+    inputs.emplace_back(
+        example_input(shape, "inputs", run_.settings().seed).to(run_.settings().device));
+  if (!inputs.empty()) return inputs;
+  const Dataset* data = activation_data_      ? &*activation_data_
+                        : normalization_data_ ? &*normalization_data_
+                                              : nullptr;
+  if (data == nullptr && !board_.sets().empty()) data = &board_.sets().front().data;
+  if (data == nullptr) return {};
+  return {models_.front().preprocessed(first_samples(*data, run_.settings().device))};
 }
 
 void MergeRun::check_widths() const {
@@ -227,8 +245,8 @@ MatchResult MergeRun::match(const VariantConfig& variant) {
 }
 
 MatchResult MergeRun::match_candidate(const MergeVariant& candidate) {
-  const MatchOptions options{candidate, config_.align, config_.zip, config_.iterations,
-                             config_.similarity};
+  const MatchOptions options{candidate,          config_.align,      config_.zip,
+                             config_.iterations, config_.similarity, config_.attention_heads};
   MatchResult matched =
       match_units(states_of(models_), groups_, activation_, options, run_.progress());
   run_.record().add_phase("weight similarity", matched.similarity_s);
@@ -352,8 +370,9 @@ std::filesystem::path MergeRun::folder_of(const VariantConfig& variant) const {
 
 bool MergeRun::needs_activations() const {
   const auto candidates = config_.candidates();
-  return !given_ && std::any_of(candidates.begin(), candidates.end(),
-                                [](const MergeVariant& v) { return v.uses_activations(); });
+  return config_.matching.empty() &&
+         std::any_of(candidates.begin(), candidates.end(),
+                     [](const MergeVariant& v) { return v.uses_activations(); });
 }
 
 Similarity::Scope MergeRun::statistics_scope() const {

@@ -24,8 +24,9 @@ class MergeRun {
   MergeRun(const MergeConfig& config, Run& run) : config_(config), run_(run), board_(config, run) {}
 
   void load_models();
-  void derive_unit_groups();
   void load_data();
+  /// Finds the unit groups and proves them on the first model.
+  void derive_unit_groups();
   /// Sends a few samples of every set through models, taps and objectives, so that what does not
   /// fit shows before anything is computed or written.
   void try_out();
@@ -51,6 +52,8 @@ class MergeRun {
   nlohmann::json summary();
 
  private:
+  /// Arguments of forward: what `inputs` describes, else samples of the data there is.
+  std::vector<c10::IValue> example_inputs() const;
   bool needs_activations() const;
   /// Whether batch-norm statistics are recomputed: asked for, and there are some.
   bool needs_reset() const;

@@ -130,13 +130,10 @@ Table ScoreBoard::detail_table(bool exact) const {
 void ScoreBoard::write(const std::filesystem::path& folder) {
   if (sets_.empty()) return;
   const Table table = accuracy_table();
-  const auto write = [&](const char* name, const std::string& text) {
-    write_text_atomically(folder / name, text);
-    run_.wrote(folder / name);
-  };
-  write("table.md", table.markdown() + "\n" + detail_table(/*exact=*/false).markdown());
-  write("table.csv", table.csv());
-  write("scores.csv", detail_table(/*exact=*/true).csv());
+  run_.write_text(folder / "table.md",
+                  table.markdown() + "\n" + detail_table(/*exact=*/false).markdown());
+  run_.write_text(folder / "table.csv", table.csv());
+  run_.write_text(folder / "scores.csv", detail_table(/*exact=*/true).csv());
   run_.show(table.markdown());
 }
 

@@ -208,10 +208,6 @@ void Survey::score_points(const fs::path& folder) {
 }
 
 json Survey::write_lines(const fs::path& folder) const {
-  const auto write = [&](const char* name, const std::string& text) {
-    write_text_atomically(folder / name, text);
-    run_.wrote(folder / name);
-  };
   Table table({"from", "to", "matched", "share", "set", "accuracy", "loss", "ece"});
   json lines = json::array();
   std::vector<LinePlot> panels;
@@ -245,16 +241,12 @@ json Survey::write_lines(const fs::path& folder) const {
     }
     lines.push_back(std::move(line));
   }
-  write("line.csv", table.csv());
-  write("line.svg", line_plot_svg(panels));
+  run_.write_text(folder / "line.csv", table.csv());
+  run_.write_text(folder / "line.svg", line_plot_svg(panels));
   return lines;
 }
 
 json Survey::write_plane(const fs::path& folder) const {
-  const auto write = [&](const char* name, const std::string& text) {
-    write_text_atomically(folder / name, text);
-    run_.wrote(folder / name);
-  };
   Table table({"x", "y", "set", "accuracy", "loss", "ece"});
   std::vector<ContourPlot> losses;
   std::vector<ContourPlot> accuracies;
@@ -277,9 +269,9 @@ json Survey::write_plane(const fs::path& folder) const {
       }
     }
   }
-  write("plane.csv", table.csv());
-  write("plane-loss.svg", contour_plot_svg(losses));
-  write("plane-accuracy.svg", contour_plot_svg(accuracies));
+  run_.write_text(folder / "plane.csv", table.csv());
+  run_.write_text(folder / "plane-loss.svg", contour_plot_svg(losses));
+  run_.write_text(folder / "plane-accuracy.svg", contour_plot_svg(accuracies));
   json corners = json::array();
   for (int i = 0; i < 3; ++i)
     corners.push_back(

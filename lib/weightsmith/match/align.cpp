@@ -1,5 +1,6 @@
 #include "weightsmith/match/align.h"
 
+#include <ATen/Functions.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
@@ -52,6 +53,13 @@ Alignment align_in_blocks(const ScoreMatrix& scores, std::int64_t blocks,
 
 Alignment align_matrix(const ScoreMatrix& scores, std::int64_t blocks, const std::string& where) {
   return blocks == 1 ? align_units(scores, where) : align_in_blocks(scores, blocks, where);
+}
+
+/// Block j of model 0 against block k of model i, of q units each.
+ScoreMatrix block_of(const Similarity& similarity, std::int64_t i, std::int64_t q, std::int64_t j,
+                     std::int64_t k) {
+  return {similarity.cross_block(i) + j * q * similarity.block_stride() + k * q, q,
+          similarity.block_stride()};
 }
 
 void check_blocks(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
@@ -137,6 +145,41 @@ Matching align(const Similarity& similarity, std::int64_t blocks, std::string_vi
     for (std::int64_t r = 0; r < n; ++r)
       matching.slot[i * n + alignment.unit[r]] = static_cast<std::int32_t>(r);
     matching.value += alignment.value / static_cast<double>(similarity.models - 1);
+  }
+  return matching;
+}
+
+at::Tensor block_affinities(const Similarity& similarity, std::int64_t blocks,
+                            std::string_view where) {
+  check_blocks(similarity, blocks, where);
+  const std::int64_t q = similarity.units / blocks;
+  at::Tensor means = at::empty({similarity.models - 1, blocks, blocks}, at::kFloat);
+  auto* mean = means.data_ptr<float>();
+  for (std::int64_t i = 1; i < similarity.models; ++i)
+    for (std::int64_t j = 0; j < blocks; ++j)
+      for (std::int64_t k = 0; k < blocks; ++k)
+        *mean++ = static_cast<float>(align_units(block_of(similarity, i, q, j, k),
+                                                 fmt::format("{}, blocks {} and {}", where, j, k))
+                                         .value);
+  return means;
+}
+
+Matching align_within(const Similarity& similarity, const Matching& blocks,
+                      std::string_view where) {
+  check_blocks(similarity, blocks.units, where);
+  const std::int64_t n = similarity.units;
+  const std::int64_t q = n / blocks.units;
+  Matching matching = identity_matching(similarity.models, n);
+  const double parts = static_cast<double>((similarity.models - 1) * blocks.units);
+  for (std::int64_t i = 1; i < similarity.models; ++i) {
+    const std::vector<std::int32_t> block = blocks.unit_of(i);
+    for (std::int64_t j = 0; j < blocks.units; ++j) {
+      const Alignment inner = align_units(block_of(similarity, i, q, j, block[j]),
+                                          fmt::format("{}, blocks {} and {}", where, j, block[j]));
+      for (std::int64_t r = 0; r < q; ++r)
+        matching.slot[i * n + block[j] * q + inner.unit[r]] = static_cast<std::int32_t>(j * q + r);
+      matching.value += inner.value / parts;
+    }
   }
   return matching;
 }

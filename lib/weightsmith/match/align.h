@@ -41,4 +41,14 @@ Matching align(const Similarity& similarity, std::int64_t blocks, std::string_vi
 /// pairs.
 Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where);
 
+/// Mean similarity of the units of every block of model 0 with those of every block of each other
+/// model, inner assignments made best: (models - 1, blocks, blocks). Several groups whose blocks
+/// have one order (queries, keys and values of attention heads) add theirs up. Errors as align().
+at::Tensor block_affinities(const Similarity& similarity, std::int64_t blocks,
+                            std::string_view where);
+
+/// align() with the order of blocks given: `blocks` is an alignment whose units are the blocks. The
+/// value is the mean of the inner means. Errors as align().
+Matching align_within(const Similarity& similarity, const Matching& blocks, std::string_view where);
+
 }  // namespace weightsmith

@@ -44,6 +44,12 @@ Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,
           values.detach().to(at::kCPU, at::kFloat).contiguous()};
 }
 
+Similarity no_similarity(std::int64_t models, std::int64_t units, Similarity::Scope scope) {
+  Similarity similarity{scope, models, units, {}};
+  similarity.values = at::zeros(expected_shape(similarity), at::kFloat);
+  return similarity;
+}
+
 void check_similarity(const Similarity& similarity, std::string_view where) {
   const at::Tensor& values = similarity.values;
   const bool sound = similarity.models >= 1 && similarity.units >= 0 && values.defined() &&

@@ -29,6 +29,9 @@ struct Similarity {
 Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,
                                 std::string_view where);
 
+/// Zeros: nothing is known of these units.
+Similarity no_similarity(std::int64_t models, std::int64_t units, Similarity::Scope scope);
+
 /// Checks shape, type and layout. Throws Error{kInput} naming `where`.
 void check_similarity(const Similarity& similarity, std::string_view where);
 

@@ -202,8 +202,11 @@ std::int64_t zip_slots(std::int64_t models, std::int64_t units, std::int64_t blo
   return blocks * kept_of(models * (units / blocks), reduce);
 }
 
-Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64_t blocks,
-             std::string_view where) {
+namespace {
+
+/// `given`: the sets of blocks, or null to find them.
+Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, std::int64_t blocks,
+                     const Matching* given, std::string_view where) {
   check_zip_options(options, where);
   check_similarity(similarity, where);
   const std::int64_t n = similarity.units;
@@ -230,8 +233,18 @@ Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64
       models, Budget{rounded_down(static_cast<double>(removed / models) * options.b)});
   const Budget block_budget{rounded_down(static_cast<double>(removed) * options.b_block /
                                          static_cast<double>(models * blocks))};
-  const Matching order =
-      blocks == 1 ? identity_matching(models, n) : align(similarity, blocks, where);
+  // The set of every block of every model.
+  const auto sets = [&]() -> std::vector<std::int32_t> {
+    if (given != nullptr) return given->slot;
+    std::vector<std::int32_t> found(models * blocks, 0);
+    if (blocks == 1) return found;
+    const Matching order = align(similarity, blocks, where);
+    for (std::int64_t i = 0; i < models; ++i)
+      for (std::int64_t k = 0; k < blocks; ++k)
+        found[i * blocks + k] = static_cast<std::int32_t>(order.slot[i * n + k * q] / q);
+    return found;
+  };
+  const std::vector<std::int32_t> set_of = sets();
 
   const float* values = similarity.values.data_ptr<float>();
   std::vector<std::int32_t> slot(stacked);
@@ -242,7 +255,7 @@ Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64
     std::vector<std::int64_t> begin(models, 0);
     for (std::int64_t i = 0; i < models; ++i)
       for (std::int64_t k = 0; k < blocks; ++k)
-        if (order.slot[i * n + k * q] / q == s) begin[i] = i * n + k * q;
+        if (set_of[i * blocks + k] == s) begin[i] = i * n + k * q;
     Clusters clusters(set, q);
     for (std::int64_t i = 0; i < models; ++i)
       for (std::int64_t u = 0; u < q; ++u)
@@ -262,6 +275,19 @@ Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64
   }
   const double value = tally.merges == 0 ? 0.0 : tally.sum / static_cast<double>(tally.merges);
   return make_matching(models, n, slots, std::move(slot), value);
+}
+
+}  // namespace
+
+Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64_t blocks,
+             std::string_view where) {
+  return zip_in_sets(similarity, options, blocks, nullptr, where);
+}
+
+Matching zip_within(const Similarity& similarity, const ZipOptions& options, const Matching& blocks,
+                    std::string_view where) {
+  WS_CHECK(blocks.models == similarity.models && blocks.slots == blocks.units, where);
+  return zip_in_sets(similarity, options, blocks.units, &blocks, where);
 }
 
 }  // namespace weightsmith

@@ -59,4 +59,8 @@ std::int64_t zip_slots(std::int64_t models, std::int64_t units, std::int64_t blo
 Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64_t blocks,
              std::string_view where);
 
+/// zip() with the sets of blocks given: `blocks` is an alignment whose units are the blocks.
+Matching zip_within(const Similarity& similarity, const ZipOptions& options, const Matching& blocks,
+                    std::string_view where);
+
 }  // namespace weightsmith

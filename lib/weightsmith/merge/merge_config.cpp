@@ -28,6 +28,10 @@ EnumNames<NormalizationMode> enum_names(NormalizationMode) {
           {NormalizationMode::kRepair, "repair"}};
 }
 
+EnumNames<AttentionHeads> enum_names(AttentionHeads) {
+  return {{AttentionHeads::kTied, "tied"}, {AttentionHeads::kIndependent, "independent"}};
+}
+
 EnumNames<AlignReference> enum_names(AlignReference) {
   return {{AlignReference::kFirst, "first"}, {AlignReference::kMean, "mean"}};
 }
@@ -153,11 +157,14 @@ void fields(Fields& f, MergeConfig& c) {
   f("models", c.models);
   f("share", share);
   f("groups", c.groups);
+  f("inputs", c.inputs);
+  f("verify", c.verify);
   fields(f, c.variant);
   f("select_on", c.select_on);
   f("compare", c.compare);
   f("matching", matching);
   f("similarity", c.similarity);
+  f("attention_heads", c.attention_heads);
   f("align", c.align);
   f("zip", c.zip);
   f("activations", c.activations);

@@ -36,6 +36,11 @@ EnumNames<NormalizationMode> enum_names(NormalizationMode);
 enum class AlignReference { kFirst, kMean };
 EnumNames<AlignReference> enum_names(AlignReference);
 
+/// Whether the heads of an attention layer keep one order for queries, keys and values. Independent
+/// orders are the authors'; the aligned network is then another function.
+enum class AttentionHeads { kTied, kIndependent };
+EnumNames<AttentionHeads> enum_names(AttentionHeads);
+
 /// One way to merge.
 struct MergeVariant {
   MergeMethod method = MergeMethod::kZip;
@@ -151,11 +156,16 @@ struct MergeConfig {
   std::vector<ModelRef> models;  ///< the first fixes the order of units
   std::vector<double> share;    ///< weights of the models in averages, up to a factor; empty: equal
   std::string groups = "auto";  ///< or the path of a group file
-  VariantConfig variant;        ///< keys method, space, balance
+  /// Shapes of forward's arguments ("2x3x224x224"), to find and prove the unit groups with; by
+  /// default samples of the data.
+  std::vector<std::string> inputs;
+  bool verify = true;                    ///< prove the unit groups before merging
+  VariantConfig variant;                 ///< keys method, space, balance
   std::string select_on = "similarity";  ///< how a balance is chosen: so, or the name of a set
   std::vector<VariantConfig> compare;    ///< several variants in one run, instead
   std::filesystem::path matching;        ///< of an earlier run, used instead of matching
   SimilarityMeasure similarity = SimilarityMeasure::kCorrelation;
+  AttentionHeads attention_heads = AttentionHeads::kTied;
   AlignConfig align;
   ZipConfig zip;
   ActivationConfig activations;

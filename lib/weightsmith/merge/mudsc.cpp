@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <limits>
+#include <map>
 #include <optional>
 
 #include "weightsmith/core/error.h"
@@ -78,6 +79,7 @@ class Matcher {
         progress_(progress),
         uses_(parameter_uses(groups)),
         neighbours_(neighbours_of(groups, uses_)),
+        bundle_of_(bundles()),
         state_(groups.groups.size()) {}
 
   MatchResult run() {
@@ -116,6 +118,58 @@ class Matcher {
     return size() > 0 ? total / static_cast<double>(size()) : 0.0;
   }
 
+  /// Groups whose blocks have one order, behind the group of these blocks; else the group alone.
+  std::vector<std::vector<std::size_t>> bundles() const {
+    std::map<std::string, std::size_t> by_name;
+    std::vector<std::vector<std::size_t>> bundle_of(size());
+    for (std::size_t g = 0; g < size(); ++g) {
+      by_name[groups_.groups[g].name] = g;
+      bundle_of[g] = {g};
+    }
+    if (options_.attention_heads == AttentionHeads::kIndependent) return bundle_of;
+    for (std::size_t g = 0; g < size(); ++g)
+      if (const auto& outer = groups_.groups[g].within; !outer.empty())
+        bundle_of[by_name.at(outer)].push_back(g);
+    for (const auto& bundle : std::vector(bundle_of))
+      for (const std::size_t g : bundle)
+        if (bundle.size() > 1) bundle_of[g] = bundle;
+    return bundle_of;
+  }
+
+  /// Matches the groups of a bundle on their similarities: first the blocks, on the sum of what all
+  /// groups say of them, then units inside. For a group alone both at once.
+  std::vector<Matching> match(const std::vector<std::size_t>& bundle,
+                              const std::vector<Similarity>& similarities) {
+    if (bundle.size() == 1) return {match(bundle.front(), similarities.front())};
+    const Stopwatch watch(result_.matching_s);
+    const std::int64_t blocks = groups_.groups[bundle.front()].units;
+    const auto where = [&](std::size_t i) { return "group " + groups_.groups[bundle[i]].name; };
+    at::Tensor affinities =
+        in_scope(similarities.front(), Similarity::Scope::kCrossModel).values.clone();
+    for (std::size_t i = 1; i < bundle.size(); ++i)
+      affinities += block_affinities(similarities[i], blocks, where(i));
+    affinities /= static_cast<double>(bundle.size());
+    std::vector<Matching> matchings;
+    matchings.push_back(
+        align({Similarity::Scope::kCrossModel, static_cast<std::int64_t>(states_.models.size()),
+               blocks, affinities},
+              1, where(0)));
+    for (std::size_t i = 1; i < bundle.size(); ++i)
+      matchings.push_back(
+          options_.variant.method == MergeMethod::kAlign
+              ? align_within(similarities[i], matchings.front(), where(i))
+              : zip_within(similarities[i], zip_options(), matchings.front(), where(i)));
+    return matchings;
+  }
+
+  ZipOptions zip_options() const {
+    ZipOptions zip;
+    zip.reduce = options_.zip.reduce_for(static_cast<std::int64_t>(states_.models.size()));
+    zip.a = options_.zip.a;
+    zip.b = options_.zip.b;
+    return zip;
+  }
+
   Matching match(std::size_t g, const Similarity& similarity) {
     const UnitGroup& group = groups_.groups[g];
     const std::string where = "group " + group.name;
@@ -124,11 +178,7 @@ class Matcher {
       return options_.align.reference == AlignReference::kMean
                  ? align_to_mean(similarity, group.blocks, where)
                  : align(similarity, group.blocks, where);
-    ZipOptions zip_options;
-    zip_options.reduce = options_.zip.reduce_for(static_cast<std::int64_t>(states_.models.size()));
-    zip_options.a = options_.zip.a;
-    zip_options.b = options_.zip.b;
-    return zip(similarity, zip_options, group.blocks, where);
+    return zip(similarity, zip_options(), group.blocks, where);
   }
 
   void match_by_activations() {
@@ -136,34 +186,47 @@ class Matcher {
     Phase phase(progress_, "match activations", static_cast<std::int64_t>(size()), "groups");
     for (std::size_t g = 0; g < size(); ++g) {
       stop_here_if_requested();
-      state_.matchings[g] = match(g, in_scope(activation_[g], scope()));
-      ++result_.groups_matched;
+      if (bundle_of_[g].front() == g) {
+        std::vector<Similarity> similarities;
+        for (const std::size_t h : bundle_of_[g])
+          similarities.push_back(in_scope(activation_[h], scope()));
+        std::vector<Matching> matchings = match(bundle_of_[g], similarities);
+        for (std::size_t i = 0; i < matchings.size(); ++i)
+          state_.matchings[bundle_of_[g][i]] = std::move(matchings[i]);
+        result_.groups_matched += static_cast<std::int64_t>(bundle_of_[g].size());
+      }
       phase.update(static_cast<std::int64_t>(g) + 1);
     }
   }
 
-  /// Matches group g again if a neighbour has changed since it was last matched here.
+  /// Matches group g again, and all whose blocks have one order with its, if a neighbour has
+  /// changed since it was last matched here.
   void visit(std::size_t g) {
+    const std::vector<std::size_t>& bundle = bundle_of_[g];
     std::vector<std::int64_t> now;
-    for (const std::size_t h : neighbours_[g]) now.push_back(state_.versions[h]);
-    if (state_.seen[g] == now) {
+    for (const std::size_t member : bundle)
+      for (const std::size_t h : neighbours_[member]) now.push_back(state_.versions[h]);
+    if (state_.seen[bundle.front()] == now) {
       ++result_.groups_skipped;
       return;
     }
-    Similarity similarity;
-    {
+    std::vector<Similarity> similarities;
+    for (const std::size_t member : bundle) {
       const Stopwatch watch(result_.similarity_s);
-      similarity = weight_similarity(states_, groups_, uses_, g, state_.matchings,
-                                     options_.similarity, scope());
+      Similarity& similarity = similarities.emplace_back(weight_similarity(
+          states_, groups_, uses_, member, state_.matchings, options_.similarity, scope()));
       if (options_.variant.space == MergeSpace::kDual)
-        similarity = blend(similarity, in_scope(activation_[g], scope()), options_.variant.balance,
-                           "group " + groups_.groups[g].name);
+        similarity = blend(similarity, in_scope(activation_[member], scope()),
+                           options_.variant.balance, "group " + groups_.groups[member].name);
     }
-    Matching matching = match(g, similarity);
-    if (matching.slot != state_.matchings[g].slot) state_.versions[g] = ++last_version_;
-    state_.matchings[g] = std::move(matching);
-    state_.seen[g] = std::move(now);
-    ++result_.groups_matched;
+    std::vector<Matching> matchings = match(bundle, similarities);
+    for (std::size_t i = 0; i < bundle.size(); ++i) {
+      Matching& matching = state_.matchings[bundle[i]];
+      if (matchings[i].slot != matching.slot) state_.versions[bundle[i]] = ++last_version_;
+      matching = std::move(matchings[i]);
+      ++result_.groups_matched;
+    }
+    state_.seen[bundle.front()] = std::move(now);
   }
 
   void sweep() {
@@ -199,6 +262,7 @@ class Matcher {
   Progress& progress_;
   ParameterUses uses_;
   std::vector<std::vector<std::size_t>> neighbours_;
+  std::vector<std::vector<std::size_t>> bundle_of_;
   State state_;
   std::int64_t last_version_ = 0;
   MatchResult result_;
@@ -213,6 +277,7 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
   const at::NoGradGuard no_grad;
   const UnitGroup& group = groups.groups[g];
   const auto models = static_cast<std::int64_t>(states.models.size());
+  if (group.members.empty()) return no_similarity(models, group.units, scope);
   SimilarityAccumulator similarity(models, group.units, scope);
   for (const GroupMember& member : group.members) {
     if (states.buffers.contains(member.parameter)) continue;
@@ -222,13 +287,15 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
       for (const AxisUse& use : uses.at(member.parameter)) {
         const GroupMember& other = groups.groups[use.group].members[use.member];
         if (other.axis == member.axis || matchings[use.group].slots == 0) continue;
+        // Units that a grouped convolution reads are compared where their group stands, so its
+        // outputs keep to theirs.
+        const std::int64_t keep_inside = member.groups > 1 ? tensor.size(0) / member.groups : 0;
         tensor =
             spread_units(tensor, other, matchings[use.group], i,
-                         other.role == MemberRole::kIn ? SlotWeight::kAverage : SlotWeight::kOne);
+                         other.role == MemberRole::kIn ? SlotWeight::kAverage : SlotWeight::kOne,
+                         {}, keep_inside);
       }
-      rows.push_back(tensor.narrow(member.axis, member.offset, member.length)
-                         .movedim(member.axis, 0)
-                         .reshape({group.units, -1}));
+      rows.push_back(unit_rows(tensor, member, group.units));
     }
     similarity.add(rows, 0, member.parameter);
   }

@@ -33,6 +33,7 @@ struct MatchOptions {
   ZipConfig zip;
   IterationConfig iterations;
   SimilarityMeasure similarity = SimilarityMeasure::kCorrelation;
+  AttentionHeads attention_heads = AttentionHeads::kTied;
 };
 
 struct MatchResult {

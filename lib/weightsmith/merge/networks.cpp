@@ -11,6 +11,8 @@
 #include <utility>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/graph/derive_groups.h"
+#include "weightsmith/graph/proof.h"
 #include "weightsmith/model/flat_graph.h"
 #include "weightsmith/model/graph_difference.h"
 #include "weightsmith/tensor/safetensors.h"
@@ -58,30 +60,51 @@ void check_same_architecture(const std::vector<ScriptModel>& models) {
   }
 }
 
-UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups) {
-  UnitGroups found;
-  std::string where = groups;
-  if (groups == "auto") {
-    const nlohmann::json& metadata = model.metadata();
-    if (!metadata.contains("builtin"))
-      throw Error(ErrorKind::kInput, model.where(),
-                  "its unit groups are not known: it was not made as a builtin network",
-                  "describe them in a group file (docs/formats.md) and set groups to its path");
-    where = model.where();
-    // What an archive says of itself is no configuration of the user's.
-    try {
-      found = builtin_unit_groups(metadata.at("builtin").get<std::string>(),
-                                  metadata.value("options", nlohmann::json::object()));
-    } catch (const nlohmann::json::exception&) {
-      throw Error(ErrorKind::kInput, where, "its weightsmith.json is damaged",
-                  "save the model again, or give a group file");
-    } catch (const Error& e) {
-      throw Error(ErrorKind::kInput, where, e.what(), "save the model again, or give a group file");
-    }
-  } else {
-    found = read_unit_groups(groups);
+UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups,
+                           const std::vector<c10::IValue>& inputs) {
+  if (groups != "auto")
+    return check_unit_groups(read_unit_groups(groups), model.state_dict(), groups);
+  const nlohmann::json& metadata = model.metadata();
+  if (!metadata.contains("builtin")) {
+    if (inputs.empty())
+      throw Error(
+          ErrorKind::kConfig, "inputs",
+          fmt::format("the graph of {} must be run once to find its unit groups", model.where()),
+          "give the shape of its input, such as \"inputs\": [\"2x3x224x224\"], or a data "
+          "set");
+    return check_unit_groups(derive_unit_groups(model.module(), model.where(), inputs).groups,
+                             model.state_dict(), model.where());
   }
-  return check_unit_groups(found, model.state_dict(), where);
+  // What an archive says of itself is no configuration of the user's.
+  UnitGroups found;
+  try {
+    found = builtin_unit_groups(metadata.at("builtin").get<std::string>(),
+                                metadata.value("options", nlohmann::json::object()));
+  } catch (const nlohmann::json::exception&) {
+    throw Error(ErrorKind::kInput, model.where(), "its weightsmith.json is damaged",
+                "save the model again, or give a group file");
+  } catch (const Error& e) {
+    throw Error(ErrorKind::kInput, model.where(), e.what(),
+                "save the model again, or give a group file");
+  }
+  return check_unit_groups(found, model.state_dict(), model.where());
+}
+
+void verify_unit_groups(const ScriptModel& model, const UnitGroups& groups,
+                        const std::vector<c10::IValue>& inputs, Progress& progress) {
+  ProofOptions options;
+  options.each_group = false;
+  const GroupProof proof = prove_unit_groups(model, groups, inputs, options, progress);
+  if (!proof.failed.empty())
+    throw Error(ErrorKind::kNumeric, model.where(),
+                fmt::format("permuting unit groups changes its outputs by {:.2g}: {}",
+                            proof.max_relative_change, join_some(proof.failed, 5)),
+                "see mudsc-merge explain; correct the group file, or set verify to false");
+  if (!proof.holds())
+    progress.warn(
+        fmt::format("{}: the check of unit groups is blind: leaving out an axis does not "
+                    "change the outputs for this input",
+                    model.where()));
 }
 
 NetworkStates states_of(const std::vector<ScriptModel>& models) {

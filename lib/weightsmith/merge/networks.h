@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "weightsmith/core/progress.h"
 #include "weightsmith/graph/unit_groups.h"
 #include "weightsmith/merge/mudsc.h"
 #include "weightsmith/model/script_model.h"
@@ -19,11 +20,18 @@ namespace weightsmith {
 /// models are in eval mode.
 void check_same_architecture(const std::vector<ScriptModel>& models);
 
-/// The unit groups of networks of one architecture: from a group file, or with "auto" from the
-/// builtin network the first model was made as (its archive says so). Checked against the model's
-/// tensors; member lengths are resolved. Throws Error{kInput} when there are none to be had or they
-/// do not fit.
-UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups);
+/// The unit groups of networks of one architecture: from a group file; with "auto" from the builtin
+/// network the first model was made as (its archive says so), else derived from its graph, run on
+/// `inputs` (graph/derive_groups.h). Checked against the model's tensors; member lengths are
+/// resolved. Throws Error{kInput} when they do not fit, or when the graph must be run and there is
+/// no input.
+UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups,
+                           const std::vector<c10::IValue>& inputs);
+
+/// Proves the groups on a copy of the model (graph/proof.h). Throws Error{kNumeric} naming the
+/// groups that change the outputs.
+void verify_unit_groups(const ScriptModel& model, const UnitGroups& groups,
+                        const std::vector<c10::IValue>& inputs, Progress& progress);
 
 /// Views of the models' tensors.
 NetworkStates states_of(const std::vector<ScriptModel>& models);

@@ -180,6 +180,11 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
 
   std::vector<Similarity> result;
   for (std::size_t g = 0; g < accumulators.size(); ++g) {
+    if (groups.groups[g].members.empty()) {
+      result.push_back(
+          no_similarity(static_cast<std::int64_t>(models.size()), groups.groups[g].units, scope));
+      continue;
+    }
     const std::string where = "activations of group " + groups.groups[g].name;
     result.push_back(measure == SimilarityMeasure::kCorrelation ? accumulators[g].correlation(where)
                                                                 : accumulators[g].cosine(where));

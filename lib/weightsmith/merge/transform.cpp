@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "weightsmith/core/error.h"
 
@@ -47,6 +48,61 @@ std::vector<double> slot_factors(const Matching& matching, const ModelShares& sh
   return mass;
 }
 
+/// The positions of units · k elements along an axis (units' elements side by side).
+at::Tensor positions_of(const GroupMember& member) {
+  return member.index.empty() ? at::arange(member.offset, member.offset + member.length, at::kLong)
+                              : at::tensor(member.index, at::kLong);
+}
+
+/// The axis first and the rest flattened: (positions, rest). For the second axis of a grouped
+/// convolution, positions of its input: the axis of every group, one after another.
+at::Tensor axis_first(const at::Tensor& tensor, const GroupMember& member) {
+  if (member.groups == 1) return tensor.movedim(member.axis, 0).flatten(1);
+  return tensor.unflatten(0, std::vector<std::int64_t>{member.groups, -1})
+      .movedim(2, 1)
+      .flatten(2)
+      .flatten(0, 1);
+}
+
+/// The inverse of axis_first, for a tensor shaped as `like`.
+at::Tensor axis_back(const at::Tensor& rows, const at::Tensor& like, const GroupMember& member) {
+  if (member.groups == 1)
+    return rows.reshape(like.movedim(member.axis, 0).sizes()).movedim(0, member.axis);
+  return rows
+      .reshape(
+          like.unflatten(0, std::vector<std::int64_t>{member.groups, -1}).movedim(2, 1).sizes())
+      .movedim(1, 2)
+      .flatten(0, 1);
+}
+
+/// spread_units where units do not stand one after another, or keep to stretches of `period`
+/// positions, of which only the place inside changes. The width stays.
+at::Tensor spread_in_place(const at::Tensor& tensor, const GroupMember& member,
+                           const Matching& matching, const std::int32_t* slot,
+                           const std::vector<double>& factors, std::int64_t period) {
+  WS_CHECK(matching.slots == matching.units, member.parameter);
+  const std::int64_t k = member.length / matching.units;
+  const at::Tensor from = positions_of(member);
+  const auto* position = from.data_ptr<std::int64_t>();
+  at::Tensor to = at::empty_like(from);
+  at::Tensor factor = at::ones({from.numel(), 1}, at::kDouble);
+  for (std::int64_t u = 0; u < matching.units; ++u)
+    for (std::int64_t j = 0; j < k; ++j) {
+      const std::int64_t place = position[slot[u] * k + j];
+      to.data_ptr<std::int64_t>()[u * k + j] =
+          period == 0 ? place : position[u * k + j] / period * period + place % period;
+      if (!factors.empty()) factor.data_ptr<double>()[u * k + j] = factors[slot[u]];
+    }
+  const at::Tensor rows = axis_first(tensor, member);
+  const auto device = tensor.device();
+  at::Tensor moved = rows.index_select(0, from.to(device));
+  if (!factors.empty()) moved = moved * factor.to(device, tensor.scalar_type());
+  at::Tensor result = rows.clone();
+  result.index_fill_(0, from.to(device), 0);
+  result.index_add_(0, to.to(device), moved);
+  return axis_back(result, tensor, member);
+}
+
 /// Shares are normalised, so a slot with one unit of every model sums to 1 up to rounding.
 bool is_one(double factor) { return std::abs(factor - 1) < 1e-12; }
 
@@ -60,19 +116,31 @@ ParameterUses parameter_uses(const UnitGroups& groups) {
   const auto offset = [&](const AxisUse& use) {
     return groups.groups[use.group].members[use.member].offset;
   };
+  // Inside the groups of a convolution before its first axis moves them.
+  const auto is_grouped = [&](const AxisUse& use) {
+    return groups.groups[use.group].members[use.member].groups > 1;
+  };
   for (auto& [name, list] : uses)
-    std::stable_sort(list.begin(), list.end(),
-                     [&](const AxisUse& a, const AxisUse& b) { return offset(a) > offset(b); });
+    std::stable_sort(list.begin(), list.end(), [&](const AxisUse& a, const AxisUse& b) {
+      return std::pair(is_grouped(a), offset(a)) > std::pair(is_grouped(b), offset(b));
+    });
   return uses;
 }
 
 at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
                         const Matching& matching, std::int64_t model, SlotWeight weight,
-                        const ModelShares& shares) {
+                        const ModelShares& shares, std::int64_t keep_inside) {
   std::vector<double> factors;
   if (weight == SlotWeight::kAverage) factors = slot_factors(matching, shares);
   const bool weighted = !std::all_of(factors.begin(), factors.end(), is_one);
   if (is_identity(matching, model) && !weighted) return tensor;
+
+  const std::int64_t period = keep_inside > 0     ? keep_inside
+                              : member.groups > 1 ? tensor.size(member.axis)
+                                                  : 0;
+  if (period > 0 || !member.index.empty())
+    return spread_in_place(tensor, member, matching, matching.slot.data() + model * matching.units,
+                           weighted ? factors : std::vector<double>{}, period);
 
   const std::int64_t units = matching.units;
   const std::int64_t per_unit = member.length / units;
@@ -108,6 +176,12 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
   spread.index_add_(0, index, source);
 
   return placed_back(spread);
+}
+
+at::Tensor unit_rows(const at::Tensor& tensor, const GroupMember& member, std::int64_t units) {
+  return axis_first(tensor, member)
+      .index_select(0, positions_of(member).to(tensor.device()))
+      .reshape({units, -1});
 }
 
 at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,

@@ -38,10 +38,15 @@ enum class SlotWeight {
 /// Spreads the units of model `model` along one stretch of an axis into their slots: element block
 /// u of the stretch (units · k → k elements a unit) is added, weighted, to block slot(u) of the
 /// result, whose stretch is slots · k long. The rest of the axis stays. Shapes: tensor (…, L, …) →
-/// (…, L − units·k + slots·k, …). A slot whose units all have share 0 becomes 0.
+/// (…, L − units·k + slots·k, …). A slot whose units all have share 0 becomes 0. A member with an
+/// index keeps its places, so slots must be as many as units. `keep_inside` = p > 0: only the place
+/// inside stretches of p elements changes, as it does on the second axis of a grouped convolution.
 at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
                         const Matching& matching, std::int64_t model, SlotWeight weight,
-                        const ModelShares& shares = {});
+                        const ModelShares& shares = {}, std::int64_t keep_inside = 0);
+
+/// What a member says of each unit: (units, everything else).
+at::Tensor unit_rows(const at::Tensor& tensor, const GroupMember& member, std::int64_t units);
 
 /// Merges one parameter: every model's tensor is spread along all its member axes, then averaged
 /// over the models, each with its share. A tensor that is not floating point is taken from the

@@ -240,7 +240,7 @@ TEST_CASE("a damaged checkpoint is passed over for the one before", "[train]") {
 /// A network with one batch norm whose training flag is `training`.
 std::filesystem::path save_norm(const std::filesystem::path& path, const std::string& training) {
   torch::jit::Module net("Net");
-  net.register_parameter("weight", at::rand({10, 64}), false);
+  net.register_parameter("weight", at::rand({10, 64}).set_requires_grad(true), false);
   net.register_buffer("mean", at::zeros({64}));
   net.register_buffer("var", at::ones({64}));
   net.register_attribute("training", c10::BoolType::get(), true);
@@ -293,7 +293,7 @@ TEST_CASE("test labels that do not compete are refused", "[train]") {
 TEST_CASE("a network that no file of ours could hold is refused at once", "[train]") {
   testing::TemporaryFolder folder;
   torch::jit::Module net("Net");
-  net.register_parameter("weight", at::rand({10, 64}), false);
+  net.register_parameter("weight", at::rand({10, 64}).set_requires_grad(true), false);
   net.register_buffer("phase", at::ones({10}, at::kComplexFloat));
   net.define("def forward(self, x):\n    return x.flatten(1).mm(self.weight.t())\n");
   net.save((folder / "net.pt").string());

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+namespace weightsmith {
+
+/// An argument of forward from a description of its shape: "2x3x224x224" gives standard normal
+/// float32 values, "i64:2x16" integers in [0, 100). The same description and seed give the same
+/// values. Throws Error{kConfig} naming `where` for anything else.
+at::Tensor example_input(const std::string& shape, const std::string& where, std::uint64_t seed);
+
+}  // namespace weightsmith

@@ -1,0 +1,176 @@
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <memory>
+#include <set>
+
+#include "merge/commands.h"
+#include "weightsmith/core/atomic_file.h"
+#include "weightsmith/graph/derive_groups.h"
+#include "weightsmith/graph/proof.h"
+#include "weightsmith/model/example_input.h"
+#include "weightsmith/report/table.h"
+
+namespace weightsmith {
+namespace {
+
+using nlohmann::json;
+
+struct ExplainFlags {
+  std::string model;
+  std::vector<std::string> inputs;
+  std::string groups;  // a file, instead of the graph
+  std::string out;
+  bool json = false;
+  bool quick = false;
+};
+
+json remarks_json(const std::vector<UnitRemark>& remarks) {
+  json list = json::array();
+  for (const UnitRemark& r : remarks)
+    list.push_back({{"reason", r.reason}, {"where", r.where}, {"units", r.units}});
+  return list;
+}
+
+std::string tap_text(const UnitGroup& group) {
+  std::string text;
+  for (const UnitTap& tap : group.taps) text += (text.empty() ? "" : ", ") + tap.at;
+  return text;
+}
+
+/// What a person wants to see.
+std::string readable(const GroupDerivation& d, const GroupProof& proof) {
+  Table table({"group", "units", "blocks", "parameter axes", "tap"});
+  for (const UnitGroup& group : d.groups.groups) {
+    std::string blocks = group.blocks > 1 ? std::to_string(group.blocks) : "";
+    if (!group.within.empty()) blocks += " of " + group.within;
+    std::string members;
+    for (std::size_t i = 0; i < group.members.size() && i < 3; ++i)
+      members += fmt::format("{}{}@{}", i > 0 ? ", " : "", group.members[i].parameter,
+                             group.members[i].axis);
+    if (group.members.size() > 3) members += fmt::format(" and {} more", group.members.size() - 3);
+    table.add_row({group.name, std::to_string(group.units), blocks, members, tap_text(group)});
+  }
+  const std::int64_t all = d.free_units + d.pinned_units;
+  std::string text = table.markdown();
+  text += fmt::format(
+      "\n{} groups; of {} hidden units {} are free ({:.1f} %), {} pinned\n", d.groups.groups.size(),
+      all, d.free_units,
+      all > 0 ? 100.0 * static_cast<double>(d.free_units) / static_cast<double>(all) : 100.0,
+      d.pinned_units);
+  for (const UnitRemark& r : d.pinned)
+    text += fmt::format("  {} pinned: {}{}{}\n", r.units, r.reason, r.where.empty() ? "" : ", at ",
+                        r.where);
+  for (const UnitRemark& r : d.rigid)
+    text += fmt::format("  {} move only with their block: {}{}{}\n", r.units, r.reason,
+                        r.where.empty() ? "" : ", at ", r.where);
+  text += fmt::format(
+      "proof ({}): permutations change the outputs by {:.2g}, leaving out one axis "
+      "by {:.2g}\n",
+      proof.precision, proof.max_relative_change, proof.negative_control);
+  return text;
+}
+
+/// Groups that failed, and those inside them, become pinned units.
+void pin_failed(GroupDerivation& d, const std::vector<std::string>& failed) {
+  std::set<std::string> names(failed.begin(), failed.end());
+  for (const UnitGroup& group : d.groups.groups)
+    if (names.contains(group.within)) names.insert(group.name);
+  std::erase_if(d.groups.groups, [&](const UnitGroup& group) {
+    if (!names.contains(group.name)) return false;
+    const std::int64_t units = group.members.empty() ? 0 : group.units;
+    d.pinned.push_back({"permuting the group changes the outputs", group.name, units});
+    d.pinned_units += units;
+    d.free_units = std::max<std::int64_t>(0, d.free_units - units);
+    return true;
+  });
+}
+
+json explain(const ExplainFlags& flags, Run& run) {
+  ModelRef ref;
+  ref.script = flags.model;
+  LoadOptions load;
+  load.device = run.settings().device;
+  load.trust = run.settings().trust;
+  const ScriptModel model = ScriptModel::load(ref, load);
+  std::vector<c10::IValue> inputs;
+  for (const std::string& shape : flags.inputs)
+    inputs.emplace_back(
+        example_input(shape, "--input", run.settings().seed).to(run.settings().device));
+  if (std::any_of(inputs.begin(), inputs.end(), [](const c10::IValue& input) {
+        return input.toTensor().dim() > 0 && input.toTensor().size(0) < 2;
+      }))
+    run.progress().warn(
+        "a batch of 1 hides where batch and units are merged: give --input a batch of 2");
+
+  GroupDerivation derived;
+  if (flags.groups.empty()) {
+    const Phase phase(run.progress(), "derive unit groups");
+    derived = derive_unit_groups(model.module(), model.where(), inputs);
+  } else {
+    derived.groups = read_unit_groups(flags.groups);
+    for (const UnitGroup& group : derived.groups.groups) derived.free_units += group.units;
+  }
+  derived.groups = check_unit_groups(derived.groups, model.state_dict(),
+                                     flags.groups.empty() ? model.where() : flags.groups);
+  ProofOptions options;
+  options.each_group = !flags.quick;
+  options.seed = run.settings().seed;
+  GroupProof proof = prove_unit_groups(model, derived.groups, inputs, options, run.progress());
+  if (!proof.failed.empty()) {
+    run.fail_at_end(Error(ErrorKind::kNumeric, model.where(),
+                          fmt::format("permuting changes the outputs by {:.2g}: {}",
+                                      proof.max_relative_change, join_some(proof.failed, 5)),
+                          "these groups are pinned in what is written"));
+    pin_failed(derived, proof.failed);
+  } else if (!proof.holds()) {
+    run.fail_at_end(Error(ErrorKind::kNumeric, model.where(),
+                          "the proof is blind: leaving out an axis does not change the outputs",
+                          "give --input a shape that the network is made for"));
+  }
+
+  json result = unit_groups_to_json(derived.groups);
+  result["units"] = {{"free", derived.free_units},
+                     {"pinned", derived.pinned_units},
+                     {"outputs", derived.output_units}};
+  result["pinned"] = remarks_json(derived.pinned);
+  result["rigid"] = remarks_json(derived.rigid);
+  result["proof"] = {{"max_relative_change", proof.max_relative_change},
+                     {"negative_control", proof.negative_control},
+                     {"tolerance", proof.tolerance},
+                     {"precision", proof.precision},
+                     {"failed", proof.failed}};
+  if (!flags.out.empty()) write_text_atomically(flags.out, result.dump(2) + "\n");
+  if (flags.json) return result;
+  run.show(readable(derived, proof));
+  return {{"model", flags.model},
+          {"groups", derived.groups.groups.size()},
+          {"units", result["units"]},
+          {"pinned", result["pinned"]},
+          {"proof", result["proof"]}};
+}
+
+}  // namespace
+
+Command explain_command() {
+  const auto define = [](CLI::App& app) -> std::function<json(Run&)> {
+    auto flags = std::make_shared<ExplainFlags>();
+    app.add_option("MODEL", flags->model, "TorchScript archive")->required();
+    app.add_option("--input", flags->inputs,
+                   "Shape of an argument of forward, such as 2x3x224x224, or i64:2x16 for integers "
+                   "below 100; once an argument")
+        ->required()
+        ->type_name("SHAPE")
+        ->allow_extra_args(false);
+    app.add_option("--groups", flags->groups, "Prove the groups of this file instead")
+        ->type_name("FILE");
+    app.add_flag("--json", flags->json, "Print everything as JSON instead of a table");
+    app.add_option("--out", flags->out, "Write the groups to this file (the key `groups`)")
+        ->type_name("FILE");
+    app.add_flag("--quick", flags->quick, "Prove all groups together, not each by itself as well");
+    return [flags](Run& run) { return explain(*flags, run); };
+  };
+  return {"explain", "Show which parameter axes share units, and prove it", define};
+}
+
+}  // namespace weightsmith
