@@ -39,6 +39,8 @@ struct GroupMember {
 struct UnitTap {
   UnitTap() = default;
   UnitTap(std::string where) : at(std::move(where)) {}  // NOLINT(google-explicit-constructor)
+  UnitTap(const char* where) : at(where) {}             // NOLINT(google-explicit-constructor)
+  bool operator==(const UnitTap&) const = default;
 
   std::string at;  ///< a tap of model/taps.h
   /// The dimensions of its value that carry the units, ascending; empty: as the value's consumer

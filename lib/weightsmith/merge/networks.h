@@ -26,7 +26,7 @@ void check_same_architecture(const std::vector<ScriptModel>& models);
 /// resolved. Throws Error{kInput} when they do not fit, or when the graph must be run and there is
 /// no input.
 UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups,
-                           const std::vector<c10::IValue>& inputs);
+                           const std::vector<c10::IValue>& inputs = {});
 
 /// Proves the groups on a copy of the model (graph/proof.h). Throws Error{kNumeric} naming the
 /// groups that change the outputs.

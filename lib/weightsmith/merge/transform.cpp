@@ -57,7 +57,7 @@ at::Tensor positions_of(const GroupMember& member) {
 /// The axis first and the rest flattened: (positions, rest). For the second axis of a grouped
 /// convolution, positions of its input: the axis of every group, one after another.
 at::Tensor axis_first(const at::Tensor& tensor, const GroupMember& member) {
-  if (member.groups == 1) return tensor.movedim(member.axis, 0).flatten(1);
+  if (member.groups == 1) return tensor.movedim(member.axis, 0).reshape({tensor.size(member.axis), -1});
   return tensor.unflatten(0, std::vector<std::int64_t>{member.groups, -1})
       .movedim(2, 1)
       .flatten(2)
