@@ -83,7 +83,7 @@ TEST_CASE("the taps of builtin groups give the group's units", "[taps]") {
     std::vector<std::string> taps;
     const UnitGroups groups = builtin_unit_groups(c.name, c.options);
     for (const UnitGroup& group : groups.groups)
-      for (const std::string& tap : group.taps) taps.push_back(tap);
+      for (const UnitTap& tap : group.taps) taps.push_back(tap.at);
     const auto seen = observe(module, taps, {at::randn(c.input)});
     for (std::size_t i = 0; i < taps.size(); ++i) {
       REQUIRE(seen[i].size() == 1);
