@@ -231,6 +231,8 @@ void scaled_dot_product_attention(OperatorCall& call) {
   };
   TensorLabels scores = call.contract(q, letters(0, 2), k, letters(1, 2), batch + 3, letters(0, 1));
   if (call.has("attn_mask")) scores = call.algebra().meet(scores, call.labels("attn_mask"));
+  if (call.flag("is_causal", false))
+    call.algebra().distinguish(scores, {batch, batch + 1}, Cause::kPosition);
   call.algebra().reduce(scores, {batch + 1});
   const TensorLabels y = call.contract(scores, at::Tensor(), letters(0, 1), call.labels(v), v,
                                        letters(1, 2), batch + 3, letters(0, 2));
@@ -293,9 +295,10 @@ void convolution(OperatorCall& call) {
     return algebra.grouped(matrix, 1, 1, Cause::kInput).expand({groups, w.size(1)});
   };
   const at::Tensor first = algebra.grouped(matrix, 0, groups, Cause::kInput);
-  const at::Tensor reads = transposed ? first : inner_axis();
+  const bool mixes = transposed || w.size(1) > 1;  // else each output reads one input
   const at::Tensor makes = transposed ? inner_axis() : first;
-  if (transposed || w.size(1) > 1) {
+  if (mixes) {
+    const at::Tensor reads = transposed ? first : inner_axis();
     algebra.store().unite(read, reads.contiguous());
     TensorLabels consumed = fixed_labels({groups, reads.size(1)});
     consumed.arrays.push_back({{0, 1}, reads.contiguous()});
@@ -312,6 +315,12 @@ void convolution(OperatorCall& call) {
 
 void batch_norm(OperatorCall& call) {
   TensorLabels y = call.labels("input");
+  // Statistics of the data themselves are sums over all but the channels (and the samples).
+  const bool of_data = !call.has("running_mean") || call.flag("training", false) ||
+                       call.flag("use_input_stats", false);
+  Dims summed = range(call.name() == "instance_norm" ? 2 : 0, y.rank());
+  std::erase(summed, 1);
+  if (of_data) call.algebra().reduce(y, summed);
   for (const char* name : {"weight", "bias", "running_mean", "running_var"})
     y = meet_vector(call, y, name, 1);
   call.set(0, y);

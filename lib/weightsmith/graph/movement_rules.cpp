@@ -41,6 +41,11 @@ void constant_padding(OperatorCall& call) {
       call.value("mode").toStringRef() != "constant")
     return movement(call);
   rearrangement(call, "self", {{"value", 0.0}});
+  // Where one value stood many times, the padding now stands apart.
+  const at::Tensor self = call.tensor("self");
+  TensorLabels& padded = call.out().front();
+  for (std::int64_t d = 0; d < padded.rank(); ++d)
+    if (padded.shape[d] != self.size(d) && padded.shape[d] > 1) padded.neutral[d] = false;
 }
 
 void concatenation(OperatorCall& call) {

@@ -70,6 +70,18 @@ TensorLabels along_last(const TensorLabels& state, at::IntArrayRef shape) {
   return result;
 }
 
+/// States one after another along the first dimension, each with units of its own along the last.
+TensorLabels side_by_side(const std::vector<TensorLabels>& states) {
+  TensorLabels result = states.front();
+  result.shape[0] = static_cast<std::int64_t>(states.size());
+  if (states.size() == 1 || result.arrays.empty()) return result;
+  result.neutral[0] = false;
+  std::vector<at::Tensor> labels;
+  for (const TensorLabels& state : states) labels.push_back(state.arrays.front().labels);
+  result.arrays = {{{0, result.rank() - 1}, at::stack(labels)}};
+  return result;
+}
+
 void recurrent(OperatorCall& call) {
   LabelAlgebra& algebra = call.algebra();
   const std::int64_t gates = gates_of(call.name());
@@ -126,7 +138,7 @@ void recurrent(OperatorCall& call) {
   }
   call.set(0, x);
   for (std::size_t s = 0; s < last.size() && s + 1 < call.results().size(); ++s)
-    call.set(s + 1, algebra.concatenate(last[s], 0));
+    call.set(s + 1, side_by_side(last[s]));
 }
 
 /// One step: (B, I) and the state (B, H).

@@ -294,7 +294,9 @@ TensorLabels LabelAlgebra::fix(const TensorLabels& x, const Dims& dims, Cause ca
 }
 
 std::vector<TensorLabels> LabelAlgebra::rearrange(
-    const TensorLabels& x, const std::function<std::vector<at::Tensor>(const at::Tensor&)>& move) {
+    const TensorLabels& before,
+    const std::function<std::vector<at::Tensor>(const at::Tensor&)>& move) {
+  TensorLabels x = before;
   std::vector<TensorLabels> results;
   bool any_fixed = false;
   for (std::int64_t d = 0; d < x.rank(); ++d) any_fixed |= x.is_fixed(d);
@@ -307,17 +309,37 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     if (!any_fixed) labels.neutral.assign(labels.shape.size(), true);
     results.push_back(std::move(labels));
   }
-  for (const LabelArray& array : x.arrays) {
+  const std::vector<TensorLabels> empty = results;
+  for (std::size_t a = 0; a < x.arrays.size(); ++a) {
+    const LabelArray array = x.arrays[a];
     Dims view(x.rank(), 1);
     for (std::size_t i = 0; i < array.dims.size(); ++i)
       view[array.dims[i]] = x.shape[array.dims[i]];
     const at::Tensor all = array.labels.to(at::kDouble).reshape(view).expand(x.shape);
     const std::vector<at::Tensor> moved = move(all);
     WS_CHECK(moved.size() == results.size());
+    bool collides = false;
     for (std::size_t i = 0; i < moved.size(); ++i) {
       LabelArray kept = essential(moved[i]);
-      if (!kept.dims.empty()) results[i].arrays.push_back(std::move(kept));
+      if (kept.dims.empty()) continue;
+      for (const LabelArray& other : results[i].arrays)
+        collides |= !intersection(other.dims, kept.dims).empty();
+      results[i].arrays.push_back(std::move(kept));
     }
+    if (!collides) continue;
+    // Dimensions that become one (flattened tokens and units, a diagonal) carry labels jointly from
+    // the start: then every element is followed by itself.
+    TensorLabels labelled = x;
+    labelled.arrays.resize(a + 1);
+    Dims dims;
+    for (const LabelArray& part : labelled.arrays)
+      dims.insert(dims.end(), part.dims.begin(), part.dims.end());
+    std::sort(dims.begin(), dims.end());
+    const LabelArray joint = join(labelled, dims, Cause::kInput);
+    x.arrays.erase(x.arrays.begin(), x.arrays.begin() + static_cast<std::ptrdiff_t>(a) + 1);
+    x.arrays.insert(x.arrays.begin(), joint);
+    results = empty;
+    a = static_cast<std::size_t>(-1);  // from the first again
   }
   for (TensorLabels& result : results) keep_disjoint(result);
   return results;

@@ -48,6 +48,17 @@ double relative_change(const at::Tensor& a, const at::Tensor& b) {
   return ((a - b).abs().max() / a.abs().max()).item<double>();
 }
 
+GroupMember stretch(const std::string& parameter, std::int64_t axis, std::int64_t offset,
+                    std::int64_t length) {
+  GroupMember member;
+  member.parameter = parameter;
+  member.axis = axis;
+  member.offset = offset;
+  member.length = length;
+  member.role = MemberRole::kIn;
+  return member;
+}
+
 json small_file() {
   return json::parse(R"({"groups": [{"name": "fc1", "units": 4, "tap": "fc2.weight/input",
       "members": [{"parameter": "fc1.weight", "axis": 0}, {"parameter": "fc1.bias", "axis": 0},
@@ -126,9 +137,12 @@ TEST_CASE("the groups of resnet20", "[unit_groups]") {
                                           "layer2.1.conv1", "layer2.2.conv1", "layer3.0.conv1",
                                           "layer3.0.conv2", "layer3.1.conv1", "layer3.2.conv1"});
   CHECK(groups.groups[0].units == 32);
-  CHECK(groups.groups[0].taps == std::vector<std::string>{"layer2.0.downsample.0.weight/input"});
+  REQUIRE(groups.groups[0].taps.size() == 1);
+  CHECK(groups.groups[0].taps[0].at == "layer2.0.downsample.0.weight/input");
+  CHECK(groups.groups[0].taps[0].axes.empty());
   CHECK(groups.groups[9].units == 128);
-  CHECK(groups.groups[9].taps == std::vector<std::string>{"fc.weight/input"});
+  REQUIRE(groups.groups[9].taps.size() == 1);
+  CHECK(groups.groups[9].taps[0].at == "fc.weight/input");
   CHECK(builtin_unit_groups("resnet20", {{"norm", "group"}}).groups[0].blocks == 8);
 }
 
@@ -156,6 +170,75 @@ TEST_CASE("group files read, fill in defaults and round-trip", "[unit_groups]") 
   std::ofstream(folder.path() / "bad.json") << "{";
   CHECK_THROWS_AS(read_unit_groups(folder.path() / "bad.json"), Error);
   CHECK_THROWS_AS(read_unit_groups(folder.path() / "none.json"), Error);
+}
+
+TEST_CASE("positions, convolution groups, heads and taps' axes round-trip", "[unit_groups]") {
+  const json file = json::parse(R"({"groups": [
+      {"name": "heads", "units": 2, "members": []},
+      {"name": "fc1", "units": 4, "blocks": 2, "within": "heads",
+       "tap": [{"at": "#7/input.0", "axes": [1, 3], "index": [3, 1, 0, 2]}, "fc2.weight/input",
+               {"at": "#8/input.1", "axes": [2]}],
+       "members": [{"parameter": "fc1.weight", "axis": 0, "index": [3, 1, 2, 0]},
+                   {"parameter": "fc2.weight", "axis": 1, "groups": 2},
+                   {"parameter": "fc3.weight", "axis": 1, "index": [5, 2, 6, 3]}]}]})");
+  const TensorMap state{{"fc1.weight", at::zeros({4, 3})},
+                        {"fc2.weight", at::zeros({6, 2, 3, 3})},
+                        {"fc3.weight", at::zeros({2, 8})}};
+  const UnitGroups read = check_unit_groups(unit_groups_from_json(file, "g.json"), state, "net");
+  REQUIRE(read.groups.size() == 2);
+  const UnitGroup& group = read.groups[1];
+  CHECK(group.within == "heads");
+  REQUIRE(group.members.size() == 3);
+  CHECK(group.members[0].index == std::vector<std::int64_t>{3, 1, 2, 0});
+  CHECK(group.members[0].offset == 0);
+  CHECK(group.members[0].length == 4);
+  CHECK(group.members[1].groups == 2);
+  CHECK(group.members[1].length == 4);  // twice the axis
+  CHECK(group.members[2].offset == 2);
+  CHECK(group.members[2].length == 4);
+  REQUIRE(group.taps.size() == 3);
+  CHECK(group.taps[0].at == "#7/input.0");
+  CHECK(group.taps[0].axes == std::vector<std::int64_t>{1, 3});
+  CHECK(group.taps[0].index == std::vector<std::int64_t>{3, 1, 0, 2});
+  CHECK(group.taps[1].at == "fc2.weight/input");
+  CHECK(group.taps[1].axes.empty());
+  CHECK(group.taps[2].axes == std::vector<std::int64_t>{2});
+  CHECK(group.taps[2].index.empty());
+
+  const json written = unit_groups_to_json(read);
+  CHECK(written["groups"][1]["tap"] == file["groups"][1]["tap"]);
+  CHECK(written["groups"][1]["members"][0]["index"] == json({3, 1, 2, 0}));
+  CHECK(written["groups"][1]["members"][1]["groups"] == 2);
+  CHECK(written["groups"][1]["within"] == "heads");
+  CHECK(unit_groups_to_json(unit_groups_from_json(written, "again")) == written);
+
+  using Catch::Contains;
+  const auto refuse = [&](const std::function<void(json&)>& damage) {
+    json damaged = file;
+    damage(damaged);
+    return testing::error_of(ErrorKind::kInput, [&] {
+      (void)check_unit_groups(unit_groups_from_json(damaged, "g.json"), state, "net");
+    });
+  };
+  CHECK_THAT(refuse([](json& f) { f["groups"][1]["within"] = "nobody"; }),
+             Contains("group \"heads\": \"members\" is empty"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][0]["units"] = 3; }), Contains("\"within\""));
+  CHECK_THAT(refuse([](json& f) { f["groups"][1].erase("within"); }),
+             Contains("group \"heads\": \"members\" is empty"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][1]["members"][2]["index"][1] = 8; }),
+             Contains("outside the axis of 8"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][1]["members"][2]["index"][1] = -1; }),
+             Contains("at least 0"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][1]["members"][2]["index"][1] = 5; }),
+             Contains("fc3.weight"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][1]["members"][1]["groups"] = 4; }),
+             Contains("\"groups\": 4"));
+  CHECK_THAT(refuse([](json& f) {
+               f["groups"][1]["tap"][0]["axes"] = {3, 1};
+             }),
+             Contains("tap 0") && Contains("ascend"));
+  CHECK_THAT(refuse([](json& f) { f["groups"][1]["tap"][0].erase("axes"); }),
+             Contains("\"index\" needs \"axes\""));
 }
 
 TEST_CASE("malformed group files are refused by name", "[unit_groups]") {
@@ -205,13 +288,12 @@ TEST_CASE("groups that do not fit a network are refused by name", "[unit_groups]
                g.groups[0].members[2].length = 16;
              }),
              Contains("outside the axis of 8"));
+  CHECK_THAT(
+      refuse([](UnitGroups& g) { g.groups[0].members.push_back(stretch("fc2.weight", 1, 4, 4)); }),
+      Contains("already belong to group \"fc1\""));
   CHECK_THAT(refuse([](UnitGroups& g) {
-               g.groups[0].members.push_back({"fc2.weight", 1, 4, 4, MemberRole::kIn});
-             }),
-             Contains("already belong to group \"fc1\""));
-  CHECK_THAT(refuse([](UnitGroups& g) {
-               g.groups[0].members[2] = {"fc2.weight", 1, 4, 4, MemberRole::kIn};
-               g.groups[0].members.push_back({"fc2.weight", 1, 0, 8, MemberRole::kIn});
+               g.groups[0].members[2] = stretch("fc2.weight", 1, 4, 4);
+               g.groups[0].members.push_back(stretch("fc2.weight", 1, 0, 8));
              }),
              Contains("already belong"));
 }
