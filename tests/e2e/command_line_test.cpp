@@ -44,6 +44,7 @@ TEST_CASE("--help and --version") {
   check_approved("lookaround-train.help.txt", printed(lookaround_train({"--help"})));
   check_approved("mudsc-merge.help.txt", printed(mudsc_merge({"--help"})));
   check_approved("mudsc-merge.match.help.txt", printed(mudsc_merge({"match", "--help"})));
+  check_approved("mudsc-merge.explain.help.txt", printed(mudsc_merge({"explain", "--help"})));
   CHECK_THAT(printed(lookaround_train({"--version"})),
              Catch::Matches("lookaround-train \\(weightsmith\\) [0-9]+\\.[0-9]+\\.[0-9]+\n"
                             "git [^\n]+, LibTorch [0-9.]+[^\n]*\n"));

@@ -1,0 +1,180 @@
+// mudsc-merge explain: the groups it finds, the file it writes, and the proof's verdict.
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <catch2/catch.hpp>
+
+#include "support/files.h"
+#include "support/temporary_folder.h"
+#include "tools.h"
+
+using namespace weightsmith;
+using namespace weightsmith::testing;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+const std::string kInput = "2x1x8x8";  // two of the digits
+
+std::vector<std::string> arguments_for(const fs::path& model, std::vector<std::string> more = {}) {
+  std::vector<std::string> arguments{"explain", model.string(), "--input", kInput, "--quiet"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+json explain(const fs::path& model, std::vector<std::string> more = {}) {
+  more.emplace_back("--json");
+  return summary_of(mudsc_merge(arguments_for(model, std::move(more))));
+}
+
+std::vector<std::string> names_of(const json& groups) {
+  std::vector<std::string> names;
+  for (const json& group : groups) names.push_back(group.at("name"));
+  return names;
+}
+
+/// "fc1.weight@0" for every member of a group, in order.
+std::vector<std::string> axes_of(const json& group) {
+  std::vector<std::string> axes;
+  for (const json& member : group.at("members"))
+    axes.push_back(member.at("parameter").get<std::string>() + "@" + member.at("axis").dump());
+  return axes;
+}
+
+json read_json(const fs::path& path) { return json::parse(read_bytes(path)); }
+
+}  // namespace
+
+TEST_CASE("explain --json tells groups, units, what is pinned, and the proof") {
+  const TemporaryFolder folder;
+  const json found = explain(save_mlp(folder / "mlp.pt", 1));
+  REQUIRE(names_of(found["groups"]) == std::vector<std::string>{"fc1", "fc2"});
+  const json& first = found["groups"][0];
+  CHECK(first["units"] == 8);
+  CHECK(first["blocks"] == 1);
+  CHECK(first["tap"] == "fc2.weight/input");
+  CHECK(axes_of(first) == std::vector<std::string>{"fc1.weight@0", "fc1.bias@0", "fc2.weight@1"});
+  CHECK(axes_of(found["groups"][1]) ==
+        std::vector<std::string>{"fc2.weight@0", "fc2.bias@0", "fc3.weight@1"});
+  CHECK(found["units"] == json{{"free", 16}, {"pinned", 0}, {"outputs", 10}});
+  CHECK(found["pinned"] == json::array());
+  CHECK(found["rigid"] == json::array());
+  const json& proof = found["proof"];
+  CHECK(proof["precision"] == "float64");
+  CHECK(proof["failed"] == json::array());
+  CHECK(proof["max_relative_change"] < 1e-12);
+  CHECK(proof["negative_control"] > 1e-4);
+  CHECK(proof["tolerance"] == 1e-10);
+}
+
+TEST_CASE("explain without --json prints a table for people and a short summary") {
+  const TemporaryFolder folder;
+  const fs::path model = save_mlp(folder / "mlp.pt", 2);
+  const ProgramResult result = mudsc_merge({"explain", model.string(), "--input", kInput});
+  const json summary = summary_of(result);
+  CHECK(summary["groups"] == 2);
+  CHECK(summary["units"]["free"] == 16);
+  CHECK_THAT(result.err, Catch::Contains("fc1.weight@0, fc1.bias@0, fc2.weight@1"));
+  CHECK_THAT(result.err, Catch::Contains("of 16 hidden units 16 are free (100.0 %), 0 pinned"));
+}
+
+TEST_CASE("the graph says what is known of a builtin: residuals and norms in one group") {
+  const TemporaryFolder folder;
+  const json found =
+      explain(save_builtin(folder / "net.pt", "resnet20",
+                           {{"depth", 8}, {"width", 0.25}, {"channels", 1}, {"norm", "batch"}}, 3),
+              {"--quick"});
+  CHECK(found["units"]["pinned"] == 0);
+  CHECK(found["proof"]["failed"] == json::array());
+  // The stem and the first block's output are added.
+  const std::vector<std::string> axes = axes_of(found["groups"][0]);
+  for (const char* axis : {"conv1.weight@0", "bn1.running_mean@0", "layer1.0.conv1.weight@1",
+                           "layer1.0.conv2.weight@0"}) {
+    INFO(axis);
+    CHECK(std::find(axes.begin(), axes.end(), axis) != axes.end());
+  }
+}
+
+TEST_CASE("what --out writes can be given back, to explain and to a merge") {
+  const TemporaryFolder folder;
+  const fs::path a = save_mlp(folder / "a.pt", 4);
+  const fs::path b = save_mlp(folder / "b.pt", 5);
+  const std::string file = (folder / "groups.json").string();
+  const json found = explain(a, {"--out", file});
+  CHECK(read_json(file) == found);
+  CHECK(explain(b, {"--groups", file})["groups"] == found["groups"]);
+
+  json config = plain_merge(a, b);
+  config["method"] = "align";
+  config["space"] = "weight";
+  config["groups"] = file;
+  config["inputs"] = json::array({kInput});
+  config["out"] = (folder / "out").string();
+  const json summary =
+      summary_of(mudsc_merge({"--config", write_config(folder / "merge.json", config), "--quiet"}));
+  CHECK(summary["variants"].size() == 1);
+  CHECK(names_of(read_json(folder / "out" / "groups.json")["groups"]) ==
+        std::vector<std::string>{"fc1", "fc2"});
+}
+
+TEST_CASE("a group that changes the outputs is named, pinned in what is written, and ends with 5") {
+  const TemporaryFolder folder;
+  const fs::path model = save_mlp(folder / "mlp.pt", 6);
+  json wrong = explain(model);
+  wrong["groups"][0]["members"].erase(2);  // fc2.weight still reads the units in the old order
+  const std::string file = write_config(folder / "wrong.json", wrong);
+  const std::string out = (folder / "right.json").string();
+
+  const ProgramResult result =
+      mudsc_merge(arguments_for(model, {"--groups", file, "--json", "--out", out}));
+  INFO(result.err);
+  CHECK(result.exit_code == 5);
+  CHECK_THAT(result.err, Catch::Contains("permuting changes the outputs"));
+  CHECK_THAT(result.err, Catch::Contains("fc1"));
+  const json printed = json::parse(result.out, nullptr, /*allow_exceptions=*/false);
+  REQUIRE(printed.is_object());
+  CHECK(printed["proof"]["failed"] == json::array({"fc1"}));
+  CHECK(printed["proof"]["max_relative_change"] > 1e-4);
+  CHECK(names_of(printed["groups"]) == std::vector<std::string>{"fc2"});
+  REQUIRE(printed["pinned"].size() == 1);
+  CHECK(printed["pinned"][0]["where"] == "fc1");
+  CHECK(printed["pinned"][0]["units"] == 8);
+  // What is left holds.
+  CHECK(read_json(out) == printed);
+  CHECK(explain(model, {"--groups", out})["proof"]["failed"] == json::array());
+}
+
+TEST_CASE("a merge with a wrong group file ends with 5 before it writes anything") {
+  const TemporaryFolder folder;
+  const fs::path model = save_mlp(folder / "mlp.pt", 7);
+  json wrong = explain(model);
+  wrong["groups"][0]["members"].erase(2);
+  json config = plain_merge(model, save_mlp(folder / "other.pt", 8));
+  config["method"] = "align";
+  config["space"] = "weight";
+  config["groups"] = write_config(folder / "wrong.json", wrong);
+  config["inputs"] = json::array({kInput});
+  const std::string file = write_config(folder / "merge.json", config);
+  const fs::path out = folder / "out";
+  check_failure(mudsc_merge({"--config", file, "--out", out.string(), "--quiet"}), "mudsc-merge", 5,
+                {"mlp.pt", "fc1", "verify"});
+  CHECK(files_under(out).empty());
+}
+
+TEST_CASE("explain refuses what it cannot run") {
+  const TemporaryFolder folder;
+  const std::string model = save_mlp(folder / "mlp.pt", 9).string();
+  const auto refuse = [](int code, const std::vector<std::string>& arguments,
+                         const std::vector<std::string>& parts) {
+    std::vector<std::string> all{"explain", "--quiet"};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    check_failure(mudsc_merge(all), "mudsc-merge", code, parts);
+  };
+  refuse(2, {model, "--input", "2xabc"}, {"--input", "2xabc", "2x3x224x224"});
+  refuse(2, {model}, {"--input is required"});
+  refuse(2, {"--input", kInput}, {"MODEL is required"});
+  refuse(3, {(folder / "none.pt").string(), "--input", kInput}, {"none.pt", "no such file"});
+  refuse(3, {model, "--input", "2x1x9x9"}, {"mlp.pt", "fc1"});
+  refuse(3, {model, "--input", kInput, "--groups", (folder / "none.json").string()}, {"none.json"});
+}
