@@ -109,10 +109,13 @@ json explain(const ExplainFlags& flags, Run& run) {
     derived = derive_unit_groups(model.module(), model.where(), inputs);
   } else {
     derived.groups = read_unit_groups(flags.groups);
-    for (const UnitGroup& group : derived.groups.groups) derived.free_units += group.units;
   }
   derived.groups = check_unit_groups(derived.groups, model.state_dict(),
                                      flags.groups.empty() ? model.where() : flags.groups);
+  // After patterns are expanded. A group without members only orders the blocks of others.
+  if (!flags.groups.empty())
+    for (const UnitGroup& group : derived.groups.groups)
+      if (!group.members.empty()) derived.free_units += group.units;
   ProofOptions options;
   options.each_group = !flags.quick;
   options.seed = run.settings().seed;
