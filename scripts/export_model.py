@@ -12,7 +12,7 @@ import argparse
 import sys
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="a name that --list shows")
     parser.add_argument("out", nargs="?", help="the archive to write")
@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE",
                         help="argument of the model's constructor, such as num_classes=10; repeatable")
     parser.add_argument("--list", action="store_true", help="list the models that can be exported")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         import torch
         import torchvision
