@@ -23,8 +23,8 @@ void check_same_architecture(const std::vector<ScriptModel>& models);
 /// The unit groups of networks of one architecture: from a group file; with "auto" from the builtin
 /// network the first model was made as (its archive says so), else derived from its graph, run on
 /// `inputs` (graph/derive_groups.h). Checked against the model's tensors; member lengths are
-/// resolved. Throws Error{kInput} when they do not fit, or when the graph must be run and there is
-/// no input.
+/// resolved. Throws Error{kInput} when they do not fit, Error{kConfig} when the graph must be run
+/// and there is no input.
 UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups,
                            const std::vector<c10::IValue>& inputs = {});
 

@@ -229,8 +229,14 @@ TEST_CASE("networks of other architectures, or without known groups, are refused
   for (const Network& network : kNetworks)
     CHECK_NOTHROW(check_same_architecture({build(network, 1), build(network, 2)}));
   const ScriptModel anonymous(build_builtin("mlp", json::object(), 0), "some.pt");
-  expect_error(ErrorKind::kInput, {"some.pt", "group file"},
+  expect_error(ErrorKind::kConfig, {"some.pt", "inputs", "2x3x224x224"},
                [&] { unit_groups_for(anonymous, "auto"); });
+  // Run once, its graph gives what is known of the builtin.
+  const UnitGroups derived = unit_groups_for(anonymous, "auto", {at::rand({2, 1, 8, 8})});
+  const UnitGroups known = builtin_unit_groups("mlp", json::object());
+  REQUIRE(derived.groups.size() == known.groups.size());
+  for (std::size_t g = 0; g < known.groups.size(); ++g)
+    CHECK(derived.groups[g].units == known.groups[g].units);
 }
 
 TEST_CASE("lower precision is computed in float32 and given back as it was", "[merge]") {
