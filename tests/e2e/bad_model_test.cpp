@@ -98,7 +98,7 @@ TEST_CASE("weights that are not finite end with 5") {
   }
 }
 
-TEST_CASE("a network whose units are not known asks for a group file, and takes one that fits") {
+TEST_CASE("a network whose units are not known asks for an input to run, and takes a group file that fits") {
   const TemporaryFolder folder;
   const json config = plain_merge(save_foreign(folder / "a.pt"), save_foreign(folder / "b.pt"));
   const std::string file = write_config(folder / "merge.json", config);
@@ -107,7 +107,7 @@ TEST_CASE("a network whose units are not known asks for a group file, and takes 
     return mudsc_merge({"--config", file, "--out", out, "--quiet", "--overwrite", "--set",
                         "method=align", "--set", "space=weight", "--set", "groups=" + groups});
   };
-  check_failure(merge("auto"), "mudsc-merge", 3, {"a.pt", "unit groups", "group file", "groups"});
+  check_failure(merge("auto"), "mudsc-merge", 2, {"a.pt", "unit groups", "inputs", "2x3x224x224"});
 
   const auto groups = [&](const json& content) {
     return write_config(folder / "groups.json", content);
