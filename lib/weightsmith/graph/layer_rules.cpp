@@ -363,9 +363,10 @@ void norm_except_dim(OperatorCall& call) {
 // --- Positions -----------------------------------------------------------------------------------
 
 /// Pooling and resizing: the last `count` dimensions are positions, the rest pass.
-OperatorRule over_space(std::int64_t count, const char* argument) {
-  return [count, argument](OperatorCall& call) {
-    const at::Tensor x = call.tensor(argument);
+OperatorRule over_space(std::int64_t count) {
+  return [count](OperatorCall& call) {
+    // Resizing to a size or by a factor calls its argument `input`.
+    const at::Tensor x = call.tensor(call.has("self") ? "self" : "input");
     const Dims space = range(x.dim() - count, x.dim());
     const auto& result = call.results().front();
     const bool to_one = std::all_of(space.begin(), space.end(),
@@ -428,24 +429,15 @@ void add_layer_rules(RuleTable& table) {
     const std::string suffix = std::to_string(n) + "d";
     for (const char* name : {"max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool",
                              "upsample_nearest", "_upsample_nearest_exact"})
-      table[name + suffix] = over_space(n, "self");
-    table["max_pool" + suffix + "_with_indices"] = over_space(n, "self");
+      table[name + suffix] = over_space(n);
+    table["max_pool" + suffix + "_with_indices"] = over_space(n);
   }
-  table["upsample_linear1d"] = over_space(1, "self");
-  table["upsample_trilinear3d"] = over_space(3, "self");
+  table["upsample_linear1d"] = over_space(1);
+  table["upsample_trilinear3d"] = over_space(3);
   add_rules(table,
             {"upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa",
              "_upsample_bicubic2d_aa"},
-            over_space(2, "self"));
-  for (const char* name :
-       {"upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
-        "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"}) {
-    const std::int64_t n = name[std::string(name).size() - 2] - '0';
-    // The variant that takes sizes and scale factors calls its argument `input`.
-    table[name] = [n](OperatorCall& call) {
-      over_space(n, call.has("self") ? "self" : "input")(call);
-    };
-  }
+            over_space(2));
   add_rules(table, {"grid_sampler", "grid_sampler_2d", "grid_sampler_3d"}, grid_sampler);
   table["embedding"] = embedding;
 }

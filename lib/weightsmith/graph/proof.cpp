@@ -104,12 +104,10 @@ class Subject {
           bool in_double, double strength, std::uint64_t seed)
       : groups_(groups), model_(model.clone()), inputs_(std::move(inputs)) {
     Rng rng(seed, {0x70726f6f66});
-    std::map<const void*, at::Tensor> done;  // tensors under several names stay one
+    std::set<const void*> done;  // tensors under several names stay one
     for (const auto& [name, tensor] : model_.state_dict()) {
       if (!tensor.is_floating_point() || tensor.is_complex()) continue;
-      const auto [it, is_new] = done.emplace(tensor.unsafeGetTensorImpl(), at::Tensor());
-      if (!is_new) continue;
-      it->second = tensor;
+      if (!done.insert(tensor.unsafeGetTensorImpl()).second) continue;
       const bool requires_grad = tensor.requires_grad();
       at::Tensor target = tensor;
       const at::Tensor value =
