@@ -45,6 +45,9 @@ TEST_CASE("--help and --version") {
   check_approved("mudsc-merge.help.txt", printed(mudsc_merge({"--help"})));
   check_approved("mudsc-merge.match.help.txt", printed(mudsc_merge({"match", "--help"})));
   check_approved("mudsc-merge.explain.help.txt", printed(mudsc_merge({"explain", "--help"})));
+  check_approved("modelgif-dist.help.txt", printed(modelgif_dist({"--help"})));
+  check_approved("modelgif-dist.field.help.txt", printed(modelgif_dist({"field", "--help"})));
+  check_approved("modelgif-dist.distance.help.txt", printed(modelgif_dist({"distance", "--help"})));
   CHECK_THAT(printed(lookaround_train({"--version"})),
              Catch::Matches("lookaround-train \\(weightsmith\\) [0-9]+\\.[0-9]+\\.[0-9]+\n"
                             "git [^\n]+, LibTorch [0-9.]+[^\n]*\n"));
@@ -52,7 +55,7 @@ TEST_CASE("--help and --version") {
 }
 
 TEST_CASE("--print-schema is the schema in one document") {
-  for (const auto& run : {lookaround_train, mudsc_merge}) {
+  for (const auto& run : {lookaround_train, modelgif_dist, mudsc_merge}) {
     const json schema = summary_of(run({"--print-schema"}, {}));
     CHECK(schema["$schema"] == "http://json-schema.org/draft-07/schema#");
     CHECK(schema["definitions"].contains("data"));

@@ -39,6 +39,10 @@ ProgramResult mudsc_merge(const std::vector<std::string>& arguments, ProgramOpti
   return run_quietly(MUDSC_MERGE, arguments, std::move(options));
 }
 
+ProgramResult modelgif_dist(const std::vector<std::string>& arguments, ProgramOptions options) {
+  return run_quietly(MODELGIF_DIST, arguments, std::move(options));
+}
+
 json summary_of(const ProgramResult& result) {
   INFO(result.err);
   REQUIRE_FALSE(result.timed_out);

@@ -18,6 +18,7 @@ ProgramResult lookaround_train(const std::vector<std::string>& arguments,
 ProgramResult lookaround_train_redirected(const std::string& redirection,
                                           std::vector<std::string> arguments);
 ProgramResult mudsc_merge(const std::vector<std::string>& arguments, ProgramOptions options = {});
+ProgramResult modelgif_dist(const std::vector<std::string>& arguments, ProgramOptions options = {});
 
 /// Checks that a run ended with 0 and printed one JSON object; returns it.
 nlohmann::json summary_of(const ProgramResult& result);

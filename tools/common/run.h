@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <nlohmann/json_fwd.hpp>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <string>
@@ -28,6 +28,9 @@ class Run {
     bool overwrite = false;
     bool dry_run = false;
     bool trust = false;
+    /// Of a subcommand that asks for one (Command::takes_config), not yet validated; else null.
+    nlohmann::json raw_config;
+    std::filesystem::path config_folder;  ///< where its relative paths start
   };
 
   Run(const std::string& tool, Settings settings, Progress& progress);

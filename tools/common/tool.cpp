@@ -268,9 +268,19 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
   return summary;
 }
 
-json run_command(const ToolAbout& about, const std::function<json(Run&)>& action,
-                 const Flags& flags, TerminalProgress& progress, std::optional<Error>& failure) {
+json run_command(const ToolAbout& about, const Command& command,
+                 const std::function<json(Run&)>& action, const Flags& flags,
+                 TerminalProgress& progress, std::optional<Error>& failure) {
   Run::Settings settings;
+  if (command.takes_config) {
+    OverriddenKeys overridden{{}, fs::current_path()};
+    settings.raw_config =
+        raw_config(flags, flags.config.empty() ? "" : read_config_text(flags.config), overridden);
+    settings.config_folder = flags.config.empty() || flags.config == "-"
+                                 ? fs::current_path()
+                                 : fs::absolute(flags.config).parent_path();
+    settings.out = flags.out.value_or("");
+  }
   settings.device = parse_device(flags.device.value_or("auto"));
   settings.threads = set_thread_count(static_cast<int>(flags.threads.value_or(0)));
   settings.seed = static_cast<std::uint64_t>(flags.seed.value_or(0));
@@ -363,7 +373,8 @@ int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody&
     json summary;
     std::optional<Error> failure;
     if (command != actions.end()) {
-      summary = run_command(about, command->second, flags, progress, failure);
+      summary = run_command(about, commands[static_cast<std::size_t>(command - actions.begin())],
+                            command->second, flags, progress, failure);
     } else {
       const json schema = tool_schema(about.name);
       summary = flags.print_schema ? schema : run_configured(about, body, flags, schema, progress);

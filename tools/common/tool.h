@@ -25,6 +25,8 @@ struct Command {
   std::string name;
   std::string description;
   std::function<std::function<nlohmann::json(Run&)>(CLI::App&)> define;
+  /// --config and --set are handed on (Run::Settings::raw_config), and --out as it is.
+  bool takes_config = false;
 };
 
 /// The part of run_tool that knows no configuration struct. `resolve` turns the raw configuration

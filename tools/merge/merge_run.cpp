@@ -7,7 +7,7 @@
 #include "merge/survey.h"
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/match/zip.h"
-#include "weightsmith/merge/fingerprint.h"
+#include "weightsmith/eval/fingerprint.h"
 #include "weightsmith/merge/normalization.h"
 #include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/statistics_cache.h"

@@ -5,7 +5,7 @@
 
 #include "merge/merge_run.h"
 #include "weightsmith/core/atomic_file.h"
-#include "weightsmith/merge/fingerprint.h"
+#include "weightsmith/eval/fingerprint.h"
 #include "weightsmith/report/line_plot.h"
 
 namespace weightsmith {

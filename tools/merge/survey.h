@@ -29,7 +29,7 @@ class Survey {
     const std::vector<ScriptModel>& models;
     const UnitGroups& groups;
     const std::vector<Matching>& matchings;
-    std::string key;  ///< what the scores depend on (merge/fingerprint.h)
+    std::string key;  ///< what the scores depend on (eval/fingerprint.h)
     /// Called on a network before it is scored; from several threads.
     std::function<void(ScriptModel&)> prepare;
   };

@@ -15,6 +15,8 @@ enum RandomStream : std::uint64_t {
   kEmbeddingStream = 5,   ///< (embedding seed, class): random class embeddings
   kNoiseStream = 6,       ///< (seed): label noise
   kForwardStream = 7,     ///< (seed, step): what a network draws itself (dropout)
+  kBootstrapStream = 8,   ///< (seed): resamples of reference samples
+  kBaselineStream = 9,    ///< (seed): which sample is whose baseline
 };
 
 }  // namespace weightsmith

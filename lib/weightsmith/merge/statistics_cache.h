@@ -15,7 +15,7 @@ namespace weightsmith {
 /// `activations-<the key's first 16 digits>.safetensors` with `similarity/<group>`.
 class StatisticsCache {
  public:
-  /// An empty folder turns it off. `key`: what the similarities depend on (merge/fingerprint.h).
+  /// An empty folder turns it off. `key`: what the similarities depend on (eval/fingerprint.h).
   StatisticsCache(std::filesystem::path folder, std::string key);
 
   /// The similarities stored under the key; nothing when there are none. A file that is damaged, or

@@ -31,7 +31,7 @@ std::vector<double> dual_objective(const std::vector<SweepPoint>& points);
 std::size_t best_point(const std::vector<SweepPoint>& points);
 
 /// A finished point as a file that `matching` takes as well (networks.h), with its figures in the
-/// metadata. `key`: what the point depends on (merge/fingerprint.h). Atomic.
+/// metadata. `key`: what the point depends on (eval/fingerprint.h). Atomic.
 void write_sweep_point(const std::filesystem::path& path, const UnitGroups& groups,
                        const SweepPoint& point, const std::string& key);
 

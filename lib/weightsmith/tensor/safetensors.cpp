@@ -104,6 +104,8 @@ class HeaderReader {
         read_entry(name, entry, parsed);
     }
     check_cover(parsed.extents, file_bytes - kLengthBytes - header_bytes);
+    for (const Extent& extent : parsed.extents)
+      parsed.header.tensors.at(extent.name).begin = kLengthBytes + header_bytes + extent.begin;
     return parsed;
   }
 

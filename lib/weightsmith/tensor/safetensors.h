@@ -27,6 +27,7 @@ struct SafetensorsFile {
 struct TensorInfo {
   at::ScalarType dtype = at::kFloat;
   std::vector<std::int64_t> shape;
+  std::uint64_t begin = 0;  ///< of its data, in bytes from the start of the file
 };
 
 struct SafetensorsHeader {

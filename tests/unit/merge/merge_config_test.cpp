@@ -5,6 +5,7 @@
 
 #include "support/expect_error.h"
 #include "weightsmith/config/config_file.h"
+#include "weightsmith/distance/gif_config.h"
 #include "weightsmith/train/train_config.h"
 
 namespace weightsmith {
@@ -37,6 +38,7 @@ void check_defaults(const std::string& tool, const Config& config) {
 TEST_CASE("structs and schemas state the same defaults", "[config]") {
   check_defaults("mudsc-merge", MergeConfig{});
   check_defaults("lookaround-train", TrainConfig{});
+  check_defaults("modelgif-dist", GifConfig{});
 }
 
 template <class Config>
@@ -67,7 +69,11 @@ TEST_CASE("every shipped configuration is valid", "[config]") {
     check_file<TrainConfig>(entry.path(), "lookaround-train");
     ++files;
   }
-  CHECK(files >= 3);
+  for (const auto& entry : fs::directory_iterator(configs / "modelgif-dist")) {
+    check_file<GifConfig>(entry.path(), "modelgif-dist");
+    ++files;
+  }
+  CHECK(files >= 5);
 }
 
 MergeConfig read(const json& raw) {

@@ -8,7 +8,7 @@
 #include "support/expect_error.h"
 #include "support/files.h"
 #include "support/temporary_folder.h"
-#include "weightsmith/merge/fingerprint.h"
+#include "weightsmith/eval/fingerprint.h"
 #include "weightsmith/merge/networks.h"
 #include "weightsmith/merge/statistics_cache.h"
 #include "weightsmith/model/builtin.h"

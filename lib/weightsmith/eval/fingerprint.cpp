@@ -1,4 +1,4 @@
-#include "weightsmith/merge/fingerprint.h"
+#include "weightsmith/eval/fingerprint.h"
 
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/fmt/ranges.h>

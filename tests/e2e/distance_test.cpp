@@ -1,0 +1,281 @@
+// modelgif-dist: every task on networks trained on the shipped digits, and what it refuses.
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <csignal>
+
+#include "support/files.h"
+#include "support/golden.h"
+#include "support/networks.h"
+#include "support/temporary_folder.h"
+#include "tools.h"
+#include "weightsmith/tensor/safetensors.h"
+
+using namespace weightsmith;
+using namespace weightsmith::testing;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+/// One victim, three copies of it that were trained on, and five networks of other seeds.
+struct Family {
+  Family() {
+    train("victim", {}, 1, 12, 0.1);
+    for (int i = 0; i < 3; ++i)
+      train("tuned" + std::to_string(i), folder / "victim" / "model.pt", 10 + i, 4, 0.02);
+    for (int i = 0; i < 5; ++i) train("other" + std::to_string(i), {}, 20 + i, 12, 0.1);
+  }
+  void train(const std::string& name, const fs::path& start, int seed, int epochs, double lr) {
+    json config = small_training();
+    config["model"] = {{"builtin", "mlp"}, {"options", {{"hidden", {24, 16}}}}};
+    if (!start.empty()) config["model"]["weights"] = start.string();
+    config["data"]["train"]["limit"] = 600;
+    // Copies see other samples than the victim did.
+    config["data"]["train"]["subset_seed"] = start.empty() ? 0 : seed;
+    config["epochs"] = epochs;
+    config["optimizer"] = {{"lr", lr}};
+    config["method"] = {{"type", "sgd"}};
+    config["augmentations"] = json::array({json::array()});
+    config["seed"] = seed;
+    const std::string file = write_config(folder / (name + ".json"), config);
+    summary_of(lookaround_train({"--config", file, "--out", (folder / name).string(), "--quiet"}));
+  }
+  json models() const {
+    json list = json::array();
+    for (const std::string name :
+         {"victim", "tuned0", "tuned1", "tuned2", "other0", "other1", "other2", "other3", "other4"})
+      list.push_back({{"name", name}, {"script", (folder / name / "model.pt").string()}});
+    return list;
+  }
+  json config() const {
+    return {{"models", models()},
+            {"reference", {{"data", {{"split", "test"}, {"limit", 64}}}}},
+            {"field", {{"steps", 8}}},
+            {"cache", (folder / "fields").string()}};
+  }
+  TemporaryFolder folder;
+};
+
+const Family& family() {
+  static const Family made;
+  return made;
+}
+
+json measure(const fs::path& folder, const json& config,
+             const std::vector<std::string>& more = {}) {
+  std::vector<std::string> arguments{"--config", write_config(folder / "gif.json", config),
+                                     "--out",    (folder / "out").string(),
+                                     "--quiet",  "--overwrite"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return summary_of(modelgif_dist(arguments));
+}
+
+}  // namespace
+
+TEST_CASE("the distances between all models, and their tree") {
+  const TemporaryFolder folder;
+  const json summary = measure(folder.path(), family().config());
+  const auto d = summary["distances"].get<std::vector<std::vector<double>>>();
+  REQUIRE(d.size() == 9);
+  for (int i = 0; i < 9; ++i) {
+    CHECK(std::abs(d[i][i]) < 1e-5);
+    for (int j = 0; j < 9; ++j) {
+      CHECK(d[i][j] == Approx(d[j][i]).margin(1e-6));
+      CHECK(summary["low"][i][j].get<double>() <= d[i][j] + 1e-9);
+      CHECK(summary["high"][i][j].get<double>() >= d[i][j] - 1e-9);
+    }
+  }
+  // Copies are nearer to the victim and to each other than anything is to a stranger.
+  for (int copy = 1; copy < 4; ++copy)
+    for (int other = 4; other < 9; ++other) CHECK(d[0][copy] < d[0][other]);
+  for (const json& model : summary["models"])
+    CHECK(model["completeness_error"].get<double>() < 0.05);
+  const fs::path out = folder / "out";
+  CHECK_THAT(read_bytes(out / "tree.newick"), Catch::EndsWith(";\n"));
+  CHECK_THAT(read_bytes(out / "distances.csv"), Catch::StartsWith("model,victim,tuned0"));
+  CHECK(read_bytes(out / "distances.npy").size() == 128 + 81 * 8);
+  CHECK(json::parse(read_bytes(out / "results.json")) == summary);
+
+  // The same run again, from the same fields; and against one model.
+  CHECK(measure(folder.path(), family().config())["distances"] == summary["distances"]);
+  json one = family().config();
+  one["task"] = {{"type", "matrix"}, {"against", "victim"}};
+  const json column = measure(folder.path(), one);
+  for (int i = 0; i < 9; ++i)
+    CHECK(column["distances"][i].get<double>() == Approx(d[i][0]).margin(1e-5));
+}
+
+TEST_CASE("a field of the subcommand, and the distance of two") {
+  const TemporaryFolder folder;
+  const std::string file = write_config(folder / "gif.json", family().config());
+  for (const char* name : {"victim", "other0"}) {
+    const json summary = summary_of(
+        modelgif_dist({"field", name, "--config", file, "--out",
+                       (folder / (std::string(name) + ".safetensors")).string(), "--quiet"}));
+    CHECK(summary["shape"] == json({64, 8, 64}));
+  }
+  const auto stored = read_safetensors(folder / "victim.safetensors").tensors.at("field");
+  CHECK(stored.sizes() == at::IntArrayRef({64, 8, 64}));
+  const auto distance = [&](const std::string& kind) {
+    return summary_of(modelgif_dist({"distance", (folder / "victim.safetensors").string(),
+                                     (folder / "other0.safetensors").string(), "--distance",
+                                     kind}))["distance"]
+        .get<double>();
+  };
+  json config = family().config();
+  const json matrix = measure(folder.path(), config);
+  CHECK(distance("cosine") == Approx(matrix["distances"][0][4].get<double>()).margin(1e-5));
+  CHECK(distance("euclidean") > 0);
+}
+
+TEST_CASE("ownership: copies are told from strangers, and a leaking selection is refused") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  config["task"] = {{"type", "ownership"},
+                    {"victim", "victim"},
+                    {"groups", {{{"name", "tuned"}, {"models", {"tuned0", "tuned1", "tuned2"}}}}},
+                    {"independents", {"other0", "other1", "other2", "other3", "other4"}},
+                    {"counts", {8, 32}},
+                    {"false_positive_rate", 0.2}};
+  const json summary = measure(folder.path(), config);
+  const json& group = summary["groups"][0];
+  CHECK(group["auc"] == 1.0);
+  CHECK(group["auc_same_architecture"] == 1.0);
+  CHECK(group["auc_low"].get<double>() < 0.9);  // three against five
+  CHECK(group["p_value"].get<double>() == Approx(1.0 / 56));
+  CHECK(group["curve"]["samples"] == json({8, 32, 64}));
+  for (const json& model : group["models"]) CHECK(model["derived"] == true);
+  CHECK(fs::exists(folder / "out" / "curve.svg"));
+
+  json selecting = family().config();
+  selecting["task"] = {{"type", "select"},
+                       {"victim", "victim"},
+                       {"surrogates", {"tuned0"}},
+                       {"independents", {"other0"}},
+                       {"rule", "gap"}};
+  const json selected = measure(folder.path(), selecting);
+  CHECK(selected["order"].size() == 64);
+  const fs::path file = folder / "selection.json";
+  fs::copy_file(folder / "out" / "selection.json", file);
+  config["reference"]["selection"] = file.string();
+  const std::vector<std::string> arguments{"--config", write_config(folder / "own.json", config),
+                                           "--out", (folder / "own").string(), "--quiet"};
+  check_failure(modelgif_dist(arguments), "modelgif-dist", 3,
+                {"selection.json", "tuned0", "other0", "allow_overlap"});
+  json marked = config;
+  marked["task"]["allow_overlap"] = true;
+  CHECK(measure(folder.path(), marked)["selection_overlap"] == json({"tuned0", "other0"}));
+  config["task"]["groups"][0]["models"] = {"tuned1", "tuned2"};
+  config["task"]["independents"] = {"other1", "other2", "other3", "other4"};
+  config["models"].erase(4);
+  config["models"].erase(1);
+  const json disjoint = measure(folder.path(), config);
+  CHECK(disjoint["selection_overlap"].empty());
+  CHECK(disjoint["samples"] == 32);
+  config["reference"]["data"]["limit"] = 63;
+  check_failure(modelgif_dist({"--config", write_config(folder / "own.json", config), "--out",
+                               (folder / "own").string(), "--quiet"}),
+                "modelgif-dist", 3, {"selection.json", "other reference samples"});
+}
+
+TEST_CASE("relatedness and unlearning") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  config["models"] = json::array({config["models"][0], config["models"][1], config["models"][4]});
+  config["task"] = {{"type", "relatedness"},
+                    {"affinity", {{1.0, 0.9, 0.1}, {0.9, 1.0, 0.2}, {0.1, 0.2, 1.0}}}};
+  const json related = measure(folder.path(), config);
+  // Seen from the victim: itself, its copy, the stranger.
+  CHECK(related["spearman"]["victim"].get<double>() == Approx(-1));
+  CHECK(related["spearman_mean"].get<double>() < -0.5);
+
+  config = family().config();
+  config["reference"]["data"] = {{"split", "train"}, {"classes", {9}}, {"limit", 40}};
+  config["field"]["target"] = "label";
+  config["task"] = {{"type", "unlearning"},
+                    {"reference", {"victim"}},
+                    {"sequences",
+                     {{{"name", "tuned"}, {"models", {"tuned0"}}},
+                      {{"name", "tuned"}, {"models", {"tuned1"}}},
+                      {{"name", "unrelated"}, {"models", {"other0"}}},
+                      {{"name", "unrelated"}, {"models", {"other1"}}}}}};
+  const json curves = measure(folder.path(), config)["sequences"];
+  REQUIRE(curves.size() == 2);
+  CHECK(curves[0]["replicates"] == 2);
+  CHECK(curves[0]["distance"][0].get<double>() < curves[1]["distance"][0].get<double>());
+  CHECK(fs::exists(folder / "out" / "curves.svg"));
+}
+
+TEST_CASE("a dry run writes nothing; damaged fields are computed again") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  config["cache"] = (folder / "cache").string();
+  const json plan = measure(folder.path(), config, {"--dry-run"});
+  CHECK(plan["fields_to_compute"] == 9);
+  CHECK(plan["field_bytes"] == 64 * 8 * 64 * 4);
+  CHECK_FALSE(fs::exists(folder / "out"));
+  CHECK_FALSE(fs::exists(folder / "cache"));
+  const json first = measure(folder.path(), config);
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder / "cache")) files.push_back(entry.path());
+  REQUIRE(files.size() == 9);
+  std::sort(files.begin(), files.end());
+  fs::resize_file(files[0], fs::file_size(files[0]) - 1);
+  fs::copy_file(files[1], files[2], fs::copy_options::overwrite_existing);  // of another model
+  CHECK(measure(folder.path(), config)["distances"] == first["distances"]);
+}
+
+TEST_CASE("a run that is stopped goes on with the fields it has") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  config["cache"] = (folder / "cache").string();
+  config["field"]["steps"] = 400;
+  config["batch_size"] = 400;
+  const std::string file = write_config(folder / "gif.json", config);
+  ProgramOptions options;
+  options.signal = SignalPlan{SIGTERM, folder / "cache", "", std::chrono::milliseconds(300)};
+  const ProgramResult stopped =
+      modelgif_dist({"--config", file, "--out", (folder / "out").string(), "--quiet"}, options);
+  if (stopped.exit_code != 0) CHECK(stopped.exit_code == 128 + SIGTERM);
+  const json whole = summary_of(
+      modelgif_dist({"--config", file, "--out", (folder / "out").string(), "--quiet", "--resume"}));
+  config["cache"] = (folder / "other").string();
+  CHECK(measure(folder.path(), config)["distances"] == whole["distances"]);
+}
+
+TEST_CASE("bad input of modelgif-dist") {
+  const TemporaryFolder folder;
+  const auto refused = [&](int code, const std::vector<std::string>& parts, const json& change) {
+    json config = family().config();
+    config["models"] = json::array({config["models"][0], config["models"][4]});
+    config.merge_patch(change);
+    check_failure(modelgif_dist({"--config", write_config(folder / "bad.json", config), "--out",
+                                 (folder / "out").string(), "--quiet"}),
+                  "modelgif-dist", code, parts);
+    CHECK_FALSE(fs::exists(folder / "out"));
+  };
+  const auto archive = [&](const std::string& name, const std::string& forward) {
+    const fs::path path = folder / name;
+    ScriptModel(make_network({{"w", {10, 64}}}, forward), name).save(path);
+    return json{{"models", {path.string()}}};
+  };
+  refused(3, {"cut.pt", "no gradient"},
+          archive("cut.pt", "return torch.matmul(x.flatten(1), self.w.t()).detach()"));
+  refused(3, {"mixed.pt", "rest of the batch"},
+          archive("mixed.pt", "return torch.matmul((x - x.mean(0)).flatten(1), self.w.t())"));
+  refused(3, {"dense.pt", "(B, K)"}, archive("dense.pt", "return x * self.w.sum()"));
+  refused(3, {"none.pt"}, {{"models", {(folder / "none.pt").string()}}});
+  refused(2, {"task.victim", "did you mean \"victim\"?"},
+          {{"task", {{"type", "select"}, {"victim", "victm"}, {"independents", {"other0"}}}}});
+  refused(2, {"task.groups", "needs it"},
+          {{"task", {{"type", "ownership"}, {"victim", "victim"}, {"independents", {"other0"}}}}});
+  refused(2, {"reference.baseline", "unknown baseline"}, {{"reference", {{"baseline", "one"}}}});
+  refused(2, {"field.subset", "keeps none"}, {{"field", {{"steps", 1}, {"subset", "odd"}}}});
+  refused(2, {"task.affinity", "2 x 2"},
+          {{"task", {{"type", "relatedness"}, {"affinity", {{1.0}}}}}});
+  const fs::path text = write_bytes(folder / "a.safetensors", "no field");
+  check_failure(modelgif_dist({"distance", text.string(), text.string(), "--quiet"}),
+                "modelgif-dist", 3, {"a.safetensors"});
+  check_failure(modelgif_dist({"field", "x.pt", "--quiet"}), "modelgif-dist", 2, {"--out"});
+}

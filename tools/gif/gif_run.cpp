@@ -1,0 +1,247 @@
+#include "gif/gif_run.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
+
+#include <algorithm>
+
+#include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/json_text.h"
+#include "weightsmith/core/rng.h"
+#include "weightsmith/data/random_stream.h"
+#include "weightsmith/eval/fingerprint.h"
+
+namespace weightsmith {
+
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+ScriptModel GifRun::load(std::size_t index) {
+  const ModelRef& ref = config_.models[index];
+  LoadOptions options;
+  options.device = run_.settings().device;
+  options.trust = run_.settings().trust;
+  options.seed = run_.settings().seed + index;
+  ScriptModel model = ScriptModel::load(ref, options);
+  for (const auto& path : {ref.script, ref.weights})
+    if (!path.empty()) run_.record().add_input(path);
+  return model;
+}
+
+void GifRun::load_reference() {
+  const Phase phase(run_.progress(), "load data");
+  data_ = load_dataset(config_.reference.data);
+  data_content_ = Fingerprint("reference 1").add(*data_).hex();
+  if (!config_.reference.selection.empty()) read_selection();
+  const at::Tensor x = normalised_batch(*data_, 0, data_->size());
+  inputs_.inputs = x.to(run_.settings().device);
+  inputs_.classes = data_->labels;
+  make_baselines();
+}
+
+void GifRun::read_selection() {
+  const fs::path& path = config_.reference.selection;
+  const auto fail = [&](const std::string& what) {
+    throw Error(ErrorKind::kInput, path.string(), what, "select anew for this reference");
+  };
+  json selection = parse_json(read_text(path), ErrorKind::kInput, path.string(), "select anew");
+  run_.record().add_input(path);
+  std::vector<std::int64_t> order;
+  try {
+    if (selection.at("data") != data_content_) fail("was made for other reference samples");
+    order = selection.at("order").get<std::vector<std::int64_t>>();
+    for (const json& model : selection.at("models"))
+      if (!model.at("content").is_string()) fail("is damaged");
+  } catch (const json::exception&) {
+    fail("is not a selection of the task select");
+  }
+  for (const std::int64_t s : order)
+    if (s < 0 || s >= data_->size()) fail(fmt::format("names sample {}, which is not there", s));
+  const auto& counts = config_.task.counts;
+  if (!counts.empty() && config_.task.type == TaskType::kOwnership)
+    order.resize(std::min<std::size_t>(
+        order.size(), static_cast<std::size_t>(*std::max_element(counts.begin(), counts.end()))));
+  if (order.empty()) fail("selects nothing");
+  data_ = subset(*data_, order);
+  selection_ = std::move(selection);
+}
+
+void GifRun::make_baselines() {
+  const BaselineConfig& baseline = config_.reference.baseline;
+  const at::Tensor& x = inputs_.inputs;
+  switch (baseline.kind) {
+    case BaselineConfig::Kind::kZero:
+      inputs_.baselines = at::zeros_like(x);
+      return;
+    case BaselineConfig::Kind::kNumber:
+      inputs_.baselines = at::full_like(x, baseline.number);
+      return;
+    case BaselineConfig::Kind::kShuffle: {
+      if (x.size(0) < 2)
+        throw Error(ErrorKind::kConfig, "reference.baseline", "one sample cannot be shuffled",
+                    "take more samples or another baseline");
+      // A random cycle: no sample is its own baseline (Sattolo, 1986).
+      std::vector<std::int64_t> order(static_cast<std::size_t>(x.size(0)));
+      for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int64_t>(i);
+      Rng rng(run_.settings().seed, {kBaselineStream});
+      for (std::size_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[rng.below(i)]);
+      inputs_.baselines = x.index_select(0, at::tensor(order, at::kLong).to(x.device()));
+      return;
+    }
+    case BaselineConfig::Kind::kData: {
+      const Dataset data = load_dataset(*baseline.data);
+      at::Tensor given = normalised_batch(data, 0, data.size()).to(x.device());
+      if (given[0].sizes() != x[0].sizes() || (data.size() != 1 && data.size() < x.size(0)))
+        throw Error(ErrorKind::kInput, data.where,
+                    fmt::format("{} baselines of shape [{}] for {} inputs of shape [{}]",
+                                data.size(), fmt::join(given[0].sizes(), ", "), x.size(0),
+                                fmt::join(x[0].sizes(), ", ")),
+                    "give one for all, or one an input");
+      inputs_.baselines =
+          data.size() == 1 ? given.expand_as(x).contiguous() : given.narrow(0, 0, x.size(0));
+    }
+  }
+}
+
+void GifRun::try_out() {
+  Phase phase(run_.progress(), "check models", static_cast<std::int64_t>(config_.models.size()),
+              "models");
+  const FieldOptions& options = config_.field.options;
+  if (options.target == FieldTarget::kVictimPrediction) {
+    ScriptModel victim = load(config_.index_of(config_.task.victim, "task.victim"));
+    const at::Tensor outputs = GradientField(victim, options).outputs(inputs_.inputs);
+    if (outputs.dim() != 2)
+      throw Error(ErrorKind::kInput, victim.where(),
+                  fmt::format("outputs of shape [{}], (B, K) wanted of a victim",
+                              fmt::join(outputs.sizes(), ", ")),
+                  "set field.target to sum or channel_max");
+    inputs_.classes = outputs.argmax(1).cpu();
+  }
+  json settings = to_config(config_.field);
+  for (std::size_t i = 0; i < config_.models.size(); ++i) {
+    ScriptModel model = load(i);
+    Model entry;
+    entry.content = Fingerprint("model 1").add(model).hex();
+    for (const auto& [name, tensor] : model.parameters())
+      entry.architecture += fmt::format("{} [{}] ", name, fmt::join(tensor.sizes(), ", "));
+    GradientField field(model, options, config_.batch_size.value_or(0));
+    field.check(inputs_);
+    Fingerprint key("field 1");
+    key.add(entry.content).add(settings.dump());
+    Dataset seen = *data_;
+    seen.labels = inputs_.classes;
+    key.add(seen);
+    seen.images = inputs_.baselines.cpu();
+    entry.key = key.add(seen).hex();
+    models_.push_back(std::move(entry));
+    phase.update(static_cast<std::int64_t>(i) + 1);
+  }
+}
+
+FieldFileWriter::Shape GifRun::field_shape() const {
+  const at::Tensor& x = inputs_.inputs;
+  const FieldOptions& o = config_.field.options;
+  const std::int64_t d = x[0].numel() / (o.channel_mean ? x.size(1) : 1);
+  return {x.size(0), static_cast<std::int64_t>(kept_steps(o.subset, o.steps).size()), d};
+}
+
+json GifRun::plan() const {
+  const auto shape = field_shape();
+  const std::int64_t value = config_.field.store == FieldStorage::kFloat16 ? 2 : 4;
+  std::int64_t missing = 0;
+  for (std::size_t i = 0; i < models_.size(); ++i) missing += fs::exists(field_path(i)) ? 0 : 1;
+  return {{"tool", "modelgif-dist"},
+          {"dry_run", true},
+          {"task", enum_name(config_.task.type)},
+          {"models", models_.size()},
+          {"samples", shape.samples},
+          {"steps", config_.field.options.steps},
+          {"fields_to_compute", missing},
+          {"gradients", missing * shape.samples * config_.field.options.steps},
+          {"field_bytes", shape.samples * shape.steps * shape.dimensions * value}};
+}
+
+fs::path GifRun::folder() const {
+  return config_.cache.empty() ? run_.settings().out / "fields" : config_.cache;
+}
+
+fs::path GifRun::field_path(std::size_t index) const {
+  return folder() / ("field-" + models_[index].key.substr(0, 16) + ".safetensors");
+}
+
+void GifRun::compute_field(std::size_t index, const fs::path& path) {
+  const std::string& key = models_[index].key;
+  ScriptModel model = load(index);
+  GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
+  models_[index].outputs = field.outputs(inputs_.inputs).cpu();
+  if (fs::exists(path)) {
+    try {
+      FieldFile stored(path, key);
+      return;
+    } catch (const Error& e) {
+      run_.progress().warn(fmt::format("{}; computing it again", e.what()));
+    }
+  }
+  const auto shape = field_shape();
+  FieldFileWriter writer(path, key, shape, config_.field.store, /*resume=*/true);
+  if (writer.done() > 0)
+    run_.show(
+        fmt::format("{}: {} samples are there already", config_.models[index].name, writer.done()));
+  Phase phase(run_.progress(), "field of " + config_.models[index].name, shape.samples, "samples");
+  field.compute(inputs_, writer.done(), [&](FieldChunk chunk) {
+    writer.add(chunk);
+    phase.update(writer.done());
+  });
+  writer.finish();
+}
+
+void GifRun::compute_fields() {
+  make_folder(folder());
+  for (std::size_t i = 0; i < models_.size(); ++i) {
+    compute_field(i, field_path(i));
+    if (config_.cache.empty()) run_.wrote(field_path(i));
+  }
+}
+
+json GifRun::write_field(const fs::path& path) {
+  if (models_.size() != 1) throw Error(ErrorKind::kConfig, "models", "one model wanted", "");
+  // Always float32 and anew: the file is the result, not a cache.
+  std::error_code ignored;
+  fs::remove(path.string() + ".part", ignored);
+  fs::remove(path, ignored);
+  compute_field(0, path);
+  const auto shape = field_shape();
+  return {{"field", path.string()},
+          {"shape", {shape.samples, shape.steps, shape.dimensions}},
+          {"completeness_error", FieldFile(path).completeness_error()}};
+}
+
+std::vector<std::size_t> GifRun::indices(const std::vector<std::string>& names) const {
+  std::vector<std::size_t> list;
+  for (const std::string& name : names) list.push_back(config_.index_of(name, "task"));
+  return list;
+}
+
+FieldDistances GifRun::distances(const std::vector<std::size_t>& models,
+                                 std::optional<std::size_t> against) {
+  const Phase phase(run_.progress(), "distances");
+  std::vector<FieldSource> sources;
+  for (const std::size_t m : models)
+    sources.push_back(FieldFile(field_path(m), models_[m].key).source());
+  return field_distances(sources, config_.distance, against);
+}
+
+json GifRun::model_list() const {
+  json list = json::array();
+  for (std::size_t i = 0; i < models_.size(); ++i) {
+    const double error = FieldFile(field_path(i), models_[i].key).completeness_error();
+    list.push_back({{"name", config_.models[i].name},
+                    {"content", models_[i].content},
+                    {"field", field_path(i).filename().string()},
+                    {"completeness_error", error}});
+  }
+  return list;
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/run.h"
+#include "weightsmith/data/dataset.h"
+#include "weightsmith/distance/gif_config.h"
+
+namespace weightsmith {
+
+/// The steps of one run of modelgif-dist, in the order main calls them.
+class GifRun {
+ public:
+  GifRun(const GifConfig& config, Run& run) : config_(config), run_(run) {}
+
+  /// Reads reference samples, their selection and their baselines.
+  void load_reference();
+  /// Loads every model once: whether it fits, and what its content is called.
+  void try_out();
+  nlohmann::json plan() const;
+  /// Computes the fields that the cache does not hold.
+  void compute_fields();
+  /// Distances and what the task makes of them.
+  nlohmann::json run_task();
+
+  /// One model's field as a file, for the subcommand.
+  nlohmann::json write_field(const std::filesystem::path& path);
+
+ private:
+  struct Model {
+    std::string content;       ///< fingerprint
+    std::string architecture;  ///< names and shapes of its parameters
+    std::string key;           ///< of its field
+    at::Tensor outputs;        ///< at the reference samples, on the CPU
+  };
+
+  ScriptModel load(std::size_t index);
+  void read_selection();
+  void make_baselines();
+  void check_overlap(nlohmann::json& summary) const;
+  std::filesystem::path folder() const;
+  std::filesystem::path field_path(std::size_t index) const;
+  FieldFileWriter::Shape field_shape() const;
+  void compute_field(std::size_t index, const std::filesystem::path& path);
+  FieldDistances distances(const std::vector<std::size_t>& models,
+                           std::optional<std::size_t> against);
+  std::vector<std::size_t> indices(const std::vector<std::string>& names) const;
+
+  nlohmann::json matrix(bool tree_only);
+  nlohmann::json relatedness();
+  nlohmann::json ownership();
+  nlohmann::json select();
+  nlohmann::json unlearning();
+  nlohmann::json model_list() const;
+  /// Distances to the victim without gradients: disagreement on its mistakes, cosine of outputs.
+  nlohmann::json output_distances(std::size_t victim, std::size_t model) const;
+
+  const GifConfig& config_;
+  Run& run_;
+  std::optional<Dataset> data_;
+  std::string data_content_;
+  std::optional<nlohmann::json> selection_;
+  FieldInputs inputs_;
+  std::vector<Model> models_;
+};
+
+}  // namespace weightsmith
