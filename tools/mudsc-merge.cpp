@@ -17,7 +17,8 @@ const ToolAbout kAbout{
     "Hidden units have no common order, so units are matched first, by what they compute, by their "
     "weights, or by\n"
     "both (MuDSC: Xu et al., \"Training-Free Pretrained Model Merging\", CVPR 2024).",
-    "mudsc-merge --config merge.json --set balance=0.7 --out runs/merged"};
+    "mudsc-merge --config merge.json --set balance=0.7 --out runs/merged",
+    {{"--no-verify", "verify=false", "Do not prove the unit groups before merging (key: verify)"}}};
 
 nlohmann::json merge(const MergeConfig& config, Run& run) {
   MergeRun job(config, run);

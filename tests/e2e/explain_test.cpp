@@ -160,6 +160,9 @@ TEST_CASE("a merge with a wrong group file ends with 5 before it writes anything
   check_failure(mudsc_merge({"--config", file, "--out", out.string(), "--quiet"}), "mudsc-merge", 5,
                 {"mlp.pt", "fc1", "verify"});
   CHECK(files_under(out).empty());
+  // Whoever asks for it gets the groups as they are.
+  summary_of(mudsc_merge({"--config", file, "--out", out.string(), "--no-verify", "--quiet"}));
+  CHECK(read_json(out / "config.json")["verify"] == false);
 }
 
 TEST_CASE("explain refuses what it cannot run") {

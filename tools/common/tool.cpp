@@ -50,7 +50,7 @@ struct Flags {
   std::string log_file;
 };
 
-void add_flags(CLI::App& app, Flags& flags) {
+void add_flags(CLI::App& app, const ToolAbout& about, Flags& flags) {
   app.add_option("--config", flags.config, "Configuration file (JSON); - reads standard input")
       ->type_name("FILE.json");
   app.add_option("--set", flags.overrides,
@@ -71,6 +71,10 @@ void add_flags(CLI::App& app, Flags& flags) {
                "Check everything that is cheap to check, print the plan, write nothing");
   app.add_flag("--trust", flags.trust,
                "Load TorchScript archives whose code touches files or processes");
+  for (const SettingFlag& flag : about.flags)
+    app.add_flag_callback(
+        flag.name, [&flags, flag] { flags.overrides.push_back(flag.assignment); },
+        flag.description);
   app.add_flag("--print-config", flags.print_config, "Print the resolved configuration and exit");
   app.add_flag("--print-schema", flags.print_schema,
                "Print the JSON Schema of the configuration and exit");
@@ -334,7 +338,7 @@ int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody&
   hold_standard_streams();
   CLI::App app(about.description, about.name);
   Flags flags;
-  add_flags(app, flags);
+  add_flags(app, about, flags);
   app.set_version_flag(
       "--version", fmt::format("{} (weightsmith) {}\ngit {}, LibTorch {}", about.name, version(),
                                git_revision(), libtorch_version()));

@@ -11,11 +11,19 @@
 
 namespace weightsmith {
 
+/// A flag that is short for --set ASSIGNMENT ("--no-verify" for "verify=false").
+struct SettingFlag {
+  std::string name;
+  std::string assignment;
+  std::string description;
+};
+
 /// What --help says of a tool beside its options.
 struct ToolAbout {
-  std::string name;         ///< "mudsc-merge"; also the name of its schema
-  std::string description;  ///< what it does, the paper it implements
-  std::string example;      ///< one worked command
+  std::string name;                     ///< "mudsc-merge"; also the name of its schema
+  std::string description;              ///< what it does, the paper it implements
+  std::string example;                  ///< one worked command
+  std::vector<SettingFlag> flags = {};  ///< those only this tool has
 };
 
 /// A subcommand with options of its own ("mudsc-merge match FILE --models 2"). `define` adds the

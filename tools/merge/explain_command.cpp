@@ -78,10 +78,10 @@ void pin_failed(GroupDerivation& d, const std::vector<std::string>& failed) {
     if (names.contains(group.within)) names.insert(group.name);
   std::erase_if(d.groups.groups, [&](const UnitGroup& group) {
     if (!names.contains(group.name)) return false;
-    const std::int64_t units = group.members.empty() ? 0 : group.units;
-    d.pinned.push_back({"permuting the group changes the outputs", group.name, units});
-    d.pinned_units += units;
-    d.free_units = std::max<std::int64_t>(0, d.free_units - units);
+    if (group.members.empty()) return true;  // it only orders the blocks of others
+    d.pinned.push_back({"permuting the group changes the outputs", group.name, group.units});
+    d.pinned_units += group.units;
+    d.free_units = std::max<std::int64_t>(0, d.free_units - group.units);
     return true;
   });
 }

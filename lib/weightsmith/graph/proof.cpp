@@ -1,5 +1,6 @@
 #include "weightsmith/graph/proof.h"
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
@@ -24,21 +25,15 @@ namespace {
 
 constexpr double kLooseTolerance = 1e-3;  // for networks that refuse float64
 
-at::Tensor normal(at::IntArrayRef sizes, Rng& rng) {
-  at::Tensor values = at::empty(sizes, at::kDouble);
-  auto* data = values.data_ptr<double>();
-  for (std::int64_t i = 0; i < values.numel(); ++i) data[i] = rng.normal();
-  return values;
-}
-
 /// Different from every other tensor and of about the same size; positive values (variances) stay
 /// positive.
-at::Tensor disturbed(const at::Tensor& tensor, double strength, Rng& rng) {
+at::Tensor disturbed(const at::Tensor& tensor, double strength, const at::Generator& generator) {
   const at::Tensor x = tensor.to(at::kCPU, at::kDouble);
   if (x.numel() == 0 || !at::isfinite(x).all().item<bool>()) return x;
-  if ((x > 0).all().item<bool>()) return x * (strength * normal(x.sizes(), rng)).exp();
+  const at::Tensor noise = at::empty(x.sizes(), at::kDouble).normal_(0.0, strength, generator);
+  if ((x > 0).all().item<bool>()) return x * noise.exp();
   const double size = x.pow(2).mean().sqrt().item<double>();
-  return x + strength * (size > 0 ? size : 0.1) * normal(x.sizes(), rng);
+  return x + (size > 0 ? size : 0.1) * noise;
 }
 
 std::vector<at::Tensor> as_double(const c10::IValue& outputs) {
@@ -67,6 +62,14 @@ double relative_change(const std::vector<at::Tensor>& before,
   return worst;
 }
 
+/// A random order that is not the present one, where there is another: an order that moves nothing
+/// proves nothing.
+std::vector<std::int64_t> another_order(std::int64_t n, Rng& rng) {
+  std::vector<std::int64_t> order = random_permutation(n, rng);
+  while (n > 1 && std::is_sorted(order.begin(), order.end())) order = random_permutation(n, rng);
+  return order;
+}
+
 /// Orders of units for some of the groups; the others stay, or follow the blocks they are within.
 class Shuffle {
  public:
@@ -77,7 +80,7 @@ class Shuffle {
       by_name[group.name] = g;
       const bool moves = moving.contains(g);
       const auto order = [&](std::int64_t n) {
-        if (moves) return random_permutation(n, rng);
+        if (moves) return another_order(n, rng);
         std::vector<std::int64_t> same(n);
         std::iota(same.begin(), same.end(), 0);
         return same;
@@ -103,7 +106,7 @@ class Subject {
   Subject(const ScriptModel& model, const UnitGroups& groups, std::vector<c10::IValue> inputs,
           bool in_double, double strength, std::uint64_t seed)
       : groups_(groups), model_(model.clone()), inputs_(std::move(inputs)) {
-    Rng rng(seed, {0x70726f6f66});
+    const at::Generator generator = at::detail::createCPUGenerator(seed);
     std::set<const void*> done;  // tensors under several names stay one
     for (const auto& [name, tensor] : model_.state_dict()) {
       if (!tensor.is_floating_point() || tensor.is_complex()) continue;
@@ -111,7 +114,7 @@ class Subject {
       const bool requires_grad = tensor.requires_grad();
       at::Tensor target = tensor;
       const at::Tensor value =
-          disturbed(tensor, strength, rng)
+          disturbed(tensor, strength, generator)
               .to(tensor.device(), in_double ? at::kDouble : tensor.scalar_type());
       target.set_data(value);
       target.set_requires_grad(requires_grad);
@@ -262,8 +265,19 @@ GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
     if (alone > proof.tolerance) proof.failed.push_back(groups.groups[g].name);
     phase.update(static_cast<std::int64_t>(g) + 2);
   }
-  if (together > proof.tolerance && proof.failed.empty())
-    for (const UnitGroup& group : groups.groups) proof.failed.push_back(group.name);
+  if (together > proof.tolerance && proof.failed.empty()) {
+    // Each holds alone: name those that do not go with the ones before them.
+    std::set<std::size_t> holding;
+    for (const std::size_t g : all) {
+      holding.insert(g);
+      if (change(holding) <= proof.tolerance) continue;
+      holding.erase(g);
+      proof.failed.push_back(groups.groups[g].name);
+    }
+    // Orders drawn again may spare what the first ones did not.
+    if (proof.failed.empty())
+      for (const UnitGroup& group : groups.groups) proof.failed.push_back(group.name);
+  }
 
   // Leave out one axis of some weight at random until the outputs notice.
   std::vector<std::pair<std::size_t, std::size_t>> candidates;

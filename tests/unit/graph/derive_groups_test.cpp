@@ -113,6 +113,31 @@ TEST_CASE("groups that lack a member or hold a wrong one fail the proof by name"
             .failed == std::vector<std::string>{flat.groups[0].name});
 }
 
+TEST_CASE("of groups that hold alone but not together, the one that breaks the others is named",
+          "[derive_groups]") {
+  // The product is zero until both pairs have changed places.
+  const torch::jit::Module module = make_network(
+      {},
+      "def forward(self, x):\n"
+      "    both = torch.relu(self.a[1] - self.a[0]) * torch.relu(self.b[1] - self.b[0])\n"
+      "    return x * self.c.sum() + both\n",
+      {{"a", at::tensor({9.0F, 1.0F})}, {"b", at::tensor({9.0F, 1.0F})}, {"c", at::rand({4})}});
+  UnitGroups groups;
+  for (const char* name : {"a", "b", "c"}) {
+    GroupMember member;
+    member.parameter = name;
+    member.length = std::string(name) == "c" ? 4 : 2;
+    UnitGroup& group = groups.groups.emplace_back();
+    group.name = name;
+    group.units = member.length;
+    group.members.push_back(member);
+  }
+  NoProgress progress;
+  const GroupProof proof =
+      prove_unit_groups(ScriptModel(module, "net"), groups, {at::ones({2})}, {}, progress);
+  CHECK(proof.failed == std::vector<std::string>{"b"});
+}
+
 TEST_CASE("what is derived can be written, read and proved again", "[derive_groups]") {
   at::manual_seed(3);
   const DerivedNetwork net(build_builtin("resnet20", {{"depth", 8}, {"width", 0.25}}, 0),
