@@ -70,7 +70,7 @@ struct FieldChunk {
 /// no gradients afterwards.
 class GradientField {
  public:
-  /// `batch_points`: points of paths (of one sample or several) in one batch; 0: 100, and half as
+  /// `batch_points`: points of paths (of one sample or several) in one batch; 0: 25, and half as
   /// many whenever memory runs out. Fields do not depend on it beyond rounding.
   GradientField(ScriptModel& model, const FieldOptions& options, std::int64_t batch_points = 0);
 
