@@ -129,6 +129,29 @@ TEST_CASE("a field of the subcommand, and the distance of two") {
   CHECK(distance("euclidean") > 0);
 }
 
+TEST_CASE("a field that cannot be computed leaves the file of its name as it was") {
+  const TemporaryFolder folder;
+  // A root of zero has no gradient: the second sample fails after the first went well.
+  const fs::path root = folder / "root.pt";
+  ScriptModel(
+      make_network({{"w", {10, 64}}}, "return torch.matmul(x.abs().sqrt().flatten(1), self.w.t())"),
+      "root.pt")
+      .save(root);
+  write_safetensors(folder / "data.safetensors",
+                    {{"images", at::cat({at::ones({1, 1, 8, 8}), at::zeros({1, 1, 8, 8})})},
+                     {"labels", at::zeros({2}, at::kLong)}});
+  const json config = {
+      {"models", {root.string()}},
+      {"reference",
+       {{"data", {{"format", "tensors"}, {"path", (folder / "data.safetensors").string()}}}}}};
+  const fs::path out = write_bytes(folder / "field.safetensors", "the former field");
+  check_failure(
+      modelgif_dist({"field", root.string(), "--config", write_config(folder / "gif.json", config),
+                     "--out", out.string(), "--quiet"}),
+      "modelgif-dist", 5, {"root.pt", "sample 1", "not finite"});
+  CHECK(read_bytes(out) == "the former field");
+}
+
 TEST_CASE("ownership: copies are told from strangers, and a leaking selection is refused") {
   const TemporaryFolder folder;
   json config = family().config();

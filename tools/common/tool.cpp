@@ -161,6 +161,12 @@ at::Device parse_device(const std::string& text) {
   }
 }
 
+/// Where the configuration's relative paths start.
+fs::path config_folder(const Flags& flags) {
+  return flags.config.empty() || flags.config == "-" ? fs::current_path()
+                                                     : fs::absolute(flags.config).parent_path();
+}
+
 /// The configuration with everything the command line changed, not yet resolved.
 json raw_config(const Flags& flags, const std::string& text, OverriddenKeys& overridden) {
   json config = flags.config.empty() ? json::object() : parse_config(text, flags.config);
@@ -216,9 +222,7 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
   const json raw = raw_config(flags, text, overridden);
   refuse_invalid_utf8(raw);
   validate_schema(raw, schema);
-  const fs::path base = flags.config.empty() || flags.config == "-"
-                            ? fs::current_path()
-                            : fs::absolute(flags.config).parent_path();
+  const fs::path base = config_folder(flags);
   const json config = body.resolve(ConfigNode{raw, "", base, &overridden});
   refuse_invalid_utf8(config);
   if (flags.print_config) return config;
@@ -280,9 +284,7 @@ json run_command(const ToolAbout& about, const Command& command,
     OverriddenKeys overridden{{}, fs::current_path()};
     settings.raw_config =
         raw_config(flags, flags.config.empty() ? "" : read_config_text(flags.config), overridden);
-    settings.config_folder = flags.config.empty() || flags.config == "-"
-                                 ? fs::current_path()
-                                 : fs::absolute(flags.config).parent_path();
+    settings.config_folder = config_folder(flags);
     settings.out = flags.out.value_or("");
   }
   settings.device = parse_device(flags.device.value_or("auto"));

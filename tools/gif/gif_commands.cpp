@@ -38,15 +38,13 @@ json run_field(const std::string& model, Run& run) {
 
 json run_distance(const std::string& a, const std::string& b, const std::string& distance) {
   DistanceKind kind = DistanceKind::kCosine;
-  for (const auto& [candidate, name] : enum_names(DistanceKind{}))
-    if (distance == name) kind = candidate;
+  const json text = distance;
+  detail::read_value(ConfigNode{text, "--distance", fs::path()}, kind);
   const FieldDistances found =
       field_distances({FieldFile(a).source(), FieldFile(b).source()}, kind, 0);
-  const at::Tensor samples = found.per_sample[1].contiguous();
-  const auto* data = samples.data_ptr<double>();
   return {{"distance", found.mean[1].item<double>()},
           {"kind", distance},
-          {"per_sample", std::vector<double>(data, data + samples.numel())},
+          {"per_sample", values_of(found.per_sample[1])},
           {"zero_norms", found.zero_norms}};
 }
 

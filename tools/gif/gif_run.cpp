@@ -5,6 +5,7 @@
 #include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/json_text.h"
@@ -16,6 +17,12 @@ namespace weightsmith {
 
 using nlohmann::json;
 namespace fs = std::filesystem;
+
+std::vector<double> values_of(const at::Tensor& tensor) {
+  const at::Tensor plain = tensor.to(at::kDouble).contiguous();
+  const auto* data = plain.data_ptr<double>();
+  return {data, data + plain.numel()};
+}
 
 ScriptModel GifRun::load(std::size_t index) {
   const ModelRef& ref = config_.models[index];
@@ -118,7 +125,13 @@ void GifRun::try_out() {
                   "set field.target to sum or channel_max");
     inputs_.classes = outputs.argmax(1).cpu();
   }
-  json settings = to_config(config_.field);
+  // What the fields of all models depend on.
+  Fingerprint common("inputs and settings");
+  Dataset seen = *data_;
+  seen.labels = inputs_.classes;
+  common.add(seen);
+  seen.images = inputs_.baselines.cpu();
+  const std::string shared = common.add(seen).add(to_config(config_.field).dump()).hex();
   for (std::size_t i = 0; i < config_.models.size(); ++i) {
     ScriptModel model = load(i);
     Model entry;
@@ -127,13 +140,7 @@ void GifRun::try_out() {
       entry.architecture += fmt::format("{} [{}] ", name, fmt::join(tensor.sizes(), ", "));
     GradientField field(model, options, config_.batch_size.value_or(0));
     field.check(inputs_);
-    Fingerprint key("field 1");
-    key.add(entry.content).add(settings.dump());
-    Dataset seen = *data_;
-    seen.labels = inputs_.classes;
-    key.add(seen);
-    seen.images = inputs_.baselines.cpu();
-    entry.key = key.add(seen).hex();
+    entry.key = Fingerprint("field 2").add(entry.content).add(shared).hex();
     models_.push_back(std::move(entry));
     phase.update(static_cast<std::int64_t>(i) + 1);
   }
@@ -170,25 +177,29 @@ fs::path GifRun::field_path(std::size_t index) const {
   return folder() / ("field-" + models_[index].key.substr(0, 16) + ".safetensors");
 }
 
-void GifRun::compute_field(std::size_t index, const fs::path& path) {
-  const std::string& key = models_[index].key;
-  ScriptModel model = load(index);
-  GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
-  models_[index].outputs = field.outputs(inputs_.inputs).cpu();
-  if (fs::exists(path)) {
-    try {
-      FieldFile stored(path, key);
-      return;
-    } catch (const Error& e) {
-      run_.progress().warn(fmt::format("{}; computing it again", e.what()));
-    }
+bool GifRun::holds_field(std::size_t index) const {
+  const fs::path path = field_path(index);
+  if (!fs::exists(path)) return false;
+  try {
+    FieldFile stored(path, models_[index].key);
+    return true;
+  } catch (const Error& e) {
+    run_.progress().warn(fmt::format("{}; computing it again", e.what()));
+    return false;
   }
-  const auto shape = field_shape();
-  FieldFileWriter writer(path, key, shape, config_.field.store, /*resume=*/true);
+}
+
+bool GifRun::needs_outputs() const {
+  const TaskConfig& task = config_.task;
+  return task.type == TaskType::kOwnership ||
+         (task.type == TaskType::kMatrix && !task.against.empty());
+}
+
+void GifRun::compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer) {
+  const std::string& name = config_.models[index].name;
   if (writer.done() > 0)
-    run_.show(
-        fmt::format("{}: {} samples are there already", config_.models[index].name, writer.done()));
-  Phase phase(run_.progress(), "field of " + config_.models[index].name, shape.samples, "samples");
+    run_.show(fmt::format("{}: {} samples are there already", name, writer.done()));
+  Phase phase(run_.progress(), "field of " + name, field_shape().samples, "samples");
   field.compute(inputs_, writer.done(), [&](FieldChunk chunk) {
     writer.add(chunk);
     phase.update(writer.done());
@@ -199,19 +210,30 @@ void GifRun::compute_field(std::size_t index, const fs::path& path) {
 void GifRun::compute_fields() {
   make_folder(folder());
   for (std::size_t i = 0; i < models_.size(); ++i) {
-    compute_field(i, field_path(i));
-    if (config_.cache.empty()) run_.wrote(field_path(i));
+    const fs::path path = field_path(i);
+    const bool stored = holds_field(i);
+    if (!stored || needs_outputs()) {
+      ScriptModel model = load(i);
+      GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
+      if (needs_outputs()) models_[i].outputs = field.outputs(inputs_.inputs).cpu();
+      if (!stored) {
+        FieldFileWriter writer(path, models_[i].key, field_shape(), config_.field.store,
+                               /*resume=*/true);
+        compute_field(i, field, writer);
+      }
+    }
+    if (config_.cache.empty()) run_.wrote(path);
   }
 }
 
 json GifRun::write_field(const fs::path& path) {
   if (models_.size() != 1) throw Error(ErrorKind::kConfig, "models", "one model wanted", "");
-  // Always float32 and anew: the file is the result, not a cache.
-  std::error_code ignored;
-  fs::remove(path.string() + ".part", ignored);
-  fs::remove(path, ignored);
-  compute_field(0, path);
+  ScriptModel model = load(0);
+  GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
   const auto shape = field_shape();
+  // Always anew: the file is the result, not a cache. What has the name keeps it until then.
+  FieldFileWriter writer(path, models_[0].key, shape, config_.field.store, /*resume=*/false);
+  compute_field(0, field, writer);
   return {{"field", path.string()},
           {"shape", {shape.samples, shape.steps, shape.dimensions}},
           {"completeness_error", FieldFile(path).completeness_error()}};
@@ -230,6 +252,12 @@ FieldDistances GifRun::distances(const std::vector<std::size_t>& models,
   for (const std::size_t m : models)
     sources.push_back(FieldFile(field_path(m), models_[m].key).source());
   return field_distances(sources, config_.distance, against);
+}
+
+FieldDistances GifRun::distances_of_all(std::optional<std::size_t> against) {
+  std::vector<std::size_t> all(models_.size());
+  std::iota(all.begin(), all.end(), 0);
+  return distances(all, against);
 }
 
 json GifRun::model_list() const {

@@ -14,6 +14,9 @@
 
 namespace weightsmith {
 
+/// A tensor's values, in order.
+std::vector<double> values_of(const at::Tensor& tensor);
+
 /// The steps of one run of modelgif-dist, in the order main calls them.
 class GifRun {
  public:
@@ -37,7 +40,7 @@ class GifRun {
     std::string content;       ///< fingerprint
     std::string architecture;  ///< names and shapes of its parameters
     std::string key;           ///< of its field
-    at::Tensor outputs;        ///< at the reference samples, on the CPU
+    at::Tensor outputs;        ///< at the reference samples, on the CPU, where the task needs them
   };
 
   ScriptModel load(std::size_t index);
@@ -47,12 +50,16 @@ class GifRun {
   std::filesystem::path folder() const;
   std::filesystem::path field_path(std::size_t index) const;
   FieldFileWriter::Shape field_shape() const;
-  void compute_field(std::size_t index, const std::filesystem::path& path);
+  bool holds_field(std::size_t index) const;
+  /// Whether the task compares outputs beside fields.
+  bool needs_outputs() const;
+  void compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer);
   FieldDistances distances(const std::vector<std::size_t>& models,
                            std::optional<std::size_t> against);
+  FieldDistances distances_of_all(std::optional<std::size_t> against);
   std::vector<std::size_t> indices(const std::vector<std::string>& names) const;
 
-  nlohmann::json matrix(bool tree_only);
+  nlohmann::json matrix(std::optional<std::size_t> against);
   nlohmann::json relatedness();
   nlohmann::json ownership();
   nlohmann::json select();

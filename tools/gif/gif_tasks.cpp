@@ -21,12 +21,6 @@ namespace {
 
 using nlohmann::json;
 
-std::vector<double> values_of(const at::Tensor& row) {
-  const at::Tensor plain = row.to(at::kDouble).contiguous();
-  const auto* data = plain.data_ptr<double>();
-  return {data, data + plain.numel()};
-}
-
 std::vector<std::vector<double>> rows_of(const at::Tensor& matrix) {
   std::vector<std::vector<double>> rows;
   for (std::int64_t r = 0; r < matrix.size(0); ++r) rows.push_back(values_of(matrix[r]));
@@ -70,9 +64,13 @@ json GifRun::run_task() {
                   {"out", run_.settings().out.string()}};
   check_overlap(summary);
   switch (config_.task.type) {
-    case TaskType::kMatrix:
-      summary.update(matrix(false));
+    case TaskType::kMatrix: {
+      std::optional<std::size_t> against;
+      if (!config_.task.against.empty())
+        against = config_.index_of(config_.task.against, "task.against");
+      summary.update(matrix(against));
       break;
+    }
     case TaskType::kRelatedness:
       summary.update(relatedness());
       break;
@@ -122,13 +120,8 @@ void GifRun::check_overlap(json& summary) const {
   summary["selection_overlap"] = overlap;
 }
 
-json GifRun::matrix(bool tree_only) {
-  std::vector<std::size_t> all(models_.size());
-  std::iota(all.begin(), all.end(), 0);
-  std::optional<std::size_t> against;
-  if (!config_.task.against.empty() && !tree_only)
-    against = config_.index_of(config_.task.against, "task.against");
-  const FieldDistances found = distances(all, against);
+json GifRun::matrix(std::optional<std::size_t> against) {
+  const FieldDistances found = distances_of_all(against);
   const auto& out = run_.settings().out;
   std::vector<std::string> names;
   for (const ModelRef& ref : config_.models) names.push_back(ref.name);
@@ -197,7 +190,7 @@ json GifRun::matrix(bool tree_only) {
 }
 
 json GifRun::relatedness() {
-  json result = matrix(true);
+  json result = matrix(std::nullopt);
   const auto d = result["distances"].get<std::vector<std::vector<double>>>();
   json per_task = json::object();
   double sum = 0;
@@ -226,9 +219,7 @@ json GifRun::relatedness() {
 json GifRun::ownership() {
   const TaskConfig& task = config_.task;
   const std::size_t victim = config_.index_of(task.victim, "task.victim");
-  std::vector<std::size_t> all(models_.size());
-  std::iota(all.begin(), all.end(), 0);
-  const FieldDistances found = distances(all, victim);
+  const FieldDistances found = distances_of_all(victim);
   const std::vector<double> mean = values_of(found.mean);
   const auto pick = [&](const std::vector<double>& d, const std::vector<std::string>& names) {
     std::vector<double> chosen;
@@ -358,9 +349,7 @@ json GifRun::ownership() {
 json GifRun::select() {
   const TaskConfig& task = config_.task;
   const std::size_t victim = config_.index_of(task.victim, "task.victim");
-  std::vector<std::size_t> all(models_.size());
-  std::iota(all.begin(), all.end(), 0);
-  const FieldDistances found = distances(all, victim);
+  const FieldDistances found = distances_of_all(victim);
   const auto columns = [&](const std::vector<std::string>& names) {
     std::vector<std::vector<double>> rows(inputs_.inputs.size(0));
     for (const std::size_t m : indices(names)) {

@@ -69,13 +69,6 @@ struct ConfigNode {
 /// Error{kConfig}.
 std::filesystem::path resolve_path(const std::string& text, const std::filesystem::path& base);
 
-template <class E>
-requires std::is_enum_v<E> std::string enum_name(E value) {
-  for (const auto& [candidate, name] : enum_names(E{}))
-    if (candidate == value) return name;
-  return "?";
-}
-
 namespace detail {
 
 void read_value(const ConfigNode& node, bool& value);
@@ -156,6 +149,17 @@ nlohmann::json write_value(const std::vector<T>& value) {
                                    const std::vector<std::string>& known);
 
 }  // namespace detail
+
+/// For a list of fields: a path that is left out where it is empty.
+struct OptionalPath {
+  std::filesystem::path& path;
+};
+inline void from_config(const ConfigNode& node, OptionalPath& path) {
+  detail::read_value(node, path.path);
+}
+inline nlohmann::json to_config(const OptionalPath& path) {
+  return path.path.empty() ? nlohmann::json() : detail::write_value(path.path);
+}
 
 /// Reads the keys that are present; the others keep the struct's defaults.
 class FieldReader {

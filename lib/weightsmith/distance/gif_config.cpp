@@ -34,19 +34,6 @@ nlohmann::json to_config(const Automatic& automatic) {
   return automatic.value ? nlohmann::json(*automatic.value) : nlohmann::json("auto");
 }
 
-/// A path that is left out where it is empty.
-struct OptionalPath {
-  std::filesystem::path& path;
-};
-
-void from_config(const ConfigNode& node, OptionalPath& path) {
-  detail::read_value(node, path.path);
-}
-
-nlohmann::json to_config(const OptionalPath& path) {
-  return path.path.empty() ? nlohmann::json() : nlohmann::json(path.path.string());
-}
-
 }  // namespace
 
 void from_config(const ConfigNode& node, BaselineConfig& c) {

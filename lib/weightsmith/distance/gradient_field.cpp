@@ -122,18 +122,27 @@ at::Tensor GradientField::outputs(const at::Tensor& inputs) {
   return at::cat(parts);
 }
 
+void GradientField::check_classes(const at::Tensor& classes, std::int64_t outputs,
+                                  std::int64_t first) const {
+  const auto* c = classes.data_ptr<std::int64_t>();
+  for (std::int64_t s = 0; s < classes.size(0); ++s)
+    if (c[s] < 0 || c[s] >= outputs)
+      throw Error(ErrorKind::kInput, model_.where(),
+                  fmt::format("sample {} has class {}, the network has {} outputs", first + s, c[s],
+                              outputs),
+                  "set field.target to prediction, or use data of the model's classes");
+}
+
 GradientField::Mask GradientField::mask_at(const at::Tensor& output, const at::Tensor& classes,
                                            std::int64_t first) const {
   const bool dense = is_dense_target(options_.target);
   if (output.dim() != 2 && !(dense && output.dim() == 4))
-    throw Error(
-        ErrorKind::kInput, model_.where(),
-        fmt::format(
-            "outputs of shape [{}], the target {} needs {}", fmt::join(output.sizes(), ", "),
-            enum_names(options_.target).at(static_cast<std::size_t>(options_.target)).second,
-            dense ? "(B, K) or (B, K, H, W)" : "(B, K)"),
-        dense ? "export a network with such an output"
-              : "set field.target to sum, featuremap_max or channel_max");
+    throw Error(ErrorKind::kInput, model_.where(),
+                fmt::format("outputs of shape [{}], the target {} needs {}",
+                            fmt::join(output.sizes(), ", "), enum_name(options_.target),
+                            dense ? "(B, K) or (B, K, H, W)" : "(B, K)"),
+                dense ? "export a network with such an output"
+                      : "set field.target to sum, featuremap_max or channel_max");
   if (!output.is_floating_point())
     throw Error(
         ErrorKind::kInput, model_.where(),
@@ -142,21 +151,12 @@ GradientField::Mask GradientField::mask_at(const at::Tensor& output, const at::T
   Mask mask;
   switch (options_.target) {
     case FieldTarget::kLabel:
-    case FieldTarget::kVictimPrediction: {
+    case FieldTarget::kVictimPrediction:
       WS_CHECK(classes.defined() && classes.size(0) == output.size(0));
-      const auto* c = classes.data_ptr<std::int64_t>();
-      for (std::int64_t s = 0; s < classes.size(0); ++s)
-        if (c[s] < 0 || c[s] >= output.size(1))
-          throw Error(ErrorKind::kInput, model_.where(),
-                      fmt::format("sample {} has class {}, the network has {} outputs", first + s,
-                                  c[s], output.size(1)),
-                      "set field.target to prediction, or use data of the model's classes");
+      check_classes(classes, output.size(1), first);
       mask.index = classes.to(output.device()).unsqueeze(1);
       break;
-    }
     case FieldTarget::kPrediction:
-      mask.index = output.argmax(1, /*keepdim=*/true);
-      break;
     case FieldTarget::kChannelMax:
     case FieldTarget::kSegmentation:
       mask.index = output.argmax(1, /*keepdim=*/true);
@@ -306,17 +306,7 @@ void GradientField::check(const FieldInputs& inputs) {
   some.baselines = base.narrow(0, 0, 1);
   chunk(some, 0, 1);
   // Every class must exist before the work begins.
-  if (needs_classes(options_.target)) {
-    const std::int64_t classes = together.size(1);
-    const at::Tensor bad = inputs.classes.lt(0).logical_or(inputs.classes.ge(classes));
-    if (bad.any().item<bool>()) {
-      const auto s = at::nonzero(bad)[0].item<std::int64_t>();
-      throw Error(ErrorKind::kInput, model_.where(),
-                  fmt::format("sample {} has class {}, the network has {} outputs", s,
-                              inputs.classes[s].item<std::int64_t>(), classes),
-                  "set field.target to prediction, or use data of the model's classes");
-    }
-  }
+  if (needs_classes(options_.target)) check_classes(inputs.classes, together.size(1), 0);
 }
 
 }  // namespace weightsmith

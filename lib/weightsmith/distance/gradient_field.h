@@ -102,6 +102,8 @@ class GradientField {
   at::Tensor scalars(const at::Tensor& output, const Mask& mask, const at::Tensor& sample) const;
   at::Tensor gradients(const at::Tensor& points, const Mask& mask, const at::Tensor& sample);
   FieldChunk chunk(const FieldInputs& inputs, std::int64_t begin, std::int64_t count);
+  /// Refuses classes (S) that are no outputs; `first`: what the first sample is called.
+  void check_classes(const at::Tensor& classes, std::int64_t outputs, std::int64_t first) const;
   /// Calls `action(first, count)` over [0, total) in batches, halving them when memory runs out.
   void in_batches(std::int64_t total,
                   const std::function<void(std::int64_t, std::int64_t)>& action);

@@ -68,19 +68,6 @@ nlohmann::json to_config(const OptionalList& list) {
   return list.values.empty() ? nlohmann::json() : nlohmann::json(list.values);
 }
 
-/// A path that is left out where it is empty.
-struct OptionalPath {
-  std::filesystem::path& path;
-};
-
-void from_config(const ConfigNode& node, OptionalPath& path) {
-  detail::read_value(node, path.path);
-}
-
-nlohmann::json to_config(const OptionalPath& path) {
-  return path.path.empty() ? nlohmann::json() : nlohmann::json(path.path.string());
-}
-
 }  // namespace
 
 template <class Fields>
