@@ -13,6 +13,7 @@
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/distance/field_distance.h"
 #include "weightsmith/distance/gradient_field.h"
+#include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace {
@@ -55,6 +56,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   at::set_num_threads(1);
+  keep_freed_memory();
   at::manual_seed(1);
   const std::filesystem::path folder = argv[1];
   make_folder(folder);

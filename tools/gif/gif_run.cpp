@@ -12,6 +12,7 @@
 #include "weightsmith/core/rng.h"
 #include "weightsmith/data/random_stream.h"
 #include "weightsmith/eval/fingerprint.h"
+#include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
 
@@ -37,6 +38,7 @@ ScriptModel GifRun::load(std::size_t index) {
 }
 
 void GifRun::load_reference() {
+  keep_freed_memory();
   const Phase phase(run_.progress(), "load data");
   data_ = load_dataset(config_.reference.data);
   data_content_ = Fingerprint("reference 1").add(*data_).hex();

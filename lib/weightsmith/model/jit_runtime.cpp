@@ -6,7 +6,12 @@
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/csrc/jit/runtime/print_handler.h>
 
+#include <limits>
 #include <new>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace weightsmith {
 namespace {
@@ -30,6 +35,13 @@ void prepare_jit_runtime() {
   torch::jit::getExecutorMode() = true;
   torch::jit::getProfilingMode() = false;
   torch::jit::setPrintHandler([](const std::string&) {});
+}
+
+void keep_freed_memory() {
+#ifdef __GLIBC__
+  ::mallopt(M_MMAP_MAX, 0);
+  ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
 }
 
 bool is_out_of_memory(std::string_view message) {

@@ -14,6 +14,11 @@ namespace weightsmith {
 /// - `print` in a network's code says nothing: standard output belongs to the summary.
 void prepare_jit_runtime();
 
+/// Makes the allocator keep the memory of large blocks that are freed, for the rest of the process.
+/// By default glibc hands it back and the next batch's activations are paged in anew: gradients to
+/// inputs then take up to four times as long. Does nothing with another C library.
+void keep_freed_memory();
+
 /// Whether the message of a LibTorch exception says that memory ran out, on any device.
 bool is_out_of_memory(std::string_view message);
 
