@@ -12,7 +12,6 @@ namespace weightsmith {
 namespace {
 
 constexpr std::int64_t kAlignment = 16;
-constexpr std::int64_t kGrain = 1 << 15;  // values a thread should at least get
 
 }  // namespace
 
@@ -91,7 +90,7 @@ void ParameterArena::mean_into(float* const* targets, std::int64_t count) const 
   const std::int64_t width = values_.size(1);
   const float share = 1.0F / static_cast<float>(heads);
   constexpr std::int64_t kBlock = 1024;  // stays in the first-level cache for all heads
-  at::parallel_for(0, (width + kBlock - 1) / kBlock, kGrain / kBlock,
+  at::parallel_for(0, (width + kBlock - 1) / kBlock, kArenaGrain / kBlock,
                    [&](std::int64_t begin, std::int64_t end) {
                      float sum[kBlock];
                      for (std::int64_t block = begin; block < end; ++block) {

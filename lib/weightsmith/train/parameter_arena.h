@@ -9,6 +9,9 @@
 
 namespace weightsmith {
 
+/// Values of an arena that a thread should at least get in one pass over it.
+inline constexpr std::int64_t kArenaGrain = 1 << 15;
+
 /// Several sets of values ("heads") for one network's parameters, side by side in one flat tensor.
 /// The network's own parameters are views into the head that is shown, so that changing heads
 /// copies nothing, and averaging is one pass over memory.

@@ -8,8 +8,6 @@
 namespace weightsmith {
 namespace {
 
-constexpr std::int64_t kGrain = 1 << 15;  // values a thread should at least get
-
 struct Coefficients {
   float lr, momentum, fresh, weight_decay;
 };
@@ -18,7 +16,7 @@ struct Coefficients {
 template <bool kMomentum, bool kFirst, bool kNesterov>
 void update(const Coefficients c, std::int64_t size, const float* __restrict gradient,
             float* __restrict values, float* __restrict momenta) {
-  at::parallel_for(0, size, kGrain, [=](std::int64_t begin, std::int64_t end) {
+  at::parallel_for(0, size, kArenaGrain, [=](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       float g = gradient[i] + c.weight_decay * values[i];
       if constexpr (kMomentum) {

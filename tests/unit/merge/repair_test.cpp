@@ -16,7 +16,7 @@ namespace {
 using nlohmann::json;
 using testing::expect_error;
 
-Dataset random_images(std::int64_t n) {
+Dataset standard_images(std::int64_t n) {
   Dataset data;
   data.images = at::randn({n, 1, 8, 8});
   data.labels = at::zeros({n}, at::kLong);
@@ -44,7 +44,7 @@ struct Merge {
         layers(affine_layers(groups, models.front().parameters())),
         merged(models.front().clone()) {
     at::manual_seed(5);
-    data = random_images(64);
+    data = standard_images(64);
     if (matchings.empty())
       for (const UnitGroup& group : groups.groups)
         matchings.push_back(identity_matching(2, group.units));
@@ -108,7 +108,7 @@ TEST_CASE("repairing in batches comes close to repairing at once", "[merge]") {
   Merge pieces("mlp", {{"hidden", {24, 16}}});
   whole.repair_now(64);
   pieces.repair_now(32);
-  const at::Tensor x = random_images(16).images;
+  const at::Tensor x = standard_images(16).images;
   const at::NoGradGuard no_grad;
   const at::Tensor wanted = whole.merged.forward(x);
   CHECK((pieces.merged.forward(x) - wanted).norm().item<double>() <
@@ -135,7 +135,7 @@ TEST_CASE("repairing the merge of a network with itself changes nothing", "[merg
   Merge merge("convnet", {{"width", 4}, {"norm", "none"}});
   merge.merged.load_state(merge.models[0].state_dict(), "copy");
   merge.originals[1] = merge.originals[0];
-  const at::Tensor x = random_images(8).images;
+  const at::Tensor x = standard_images(8).images;
   const at::NoGradGuard no_grad;
   const at::Tensor wanted = merge.merged.forward(x);
   merge.repair_now();
