@@ -169,3 +169,36 @@ torch.jit.trace(Net(activation=nn.Tanh).eval(), x).save("trace_tanh.pt")
   CHECK_FALSE(difference(load("script0"), load("trace0")).empty());
   CHECK_THAT(difference(load("trace0"), load("trained")), Catch::Contains("layers.1: "));
 }
+
+TEST_CASE("a network that may warn is the same after it was loaded and saved",
+          "[graph_difference]") {
+  if (!testing::python_has_torch()) {
+    WARN("python3 has no torch: networks made in Python are not compared");
+    return;
+  }
+  const testing::TemporaryFolder folder;
+  const bool made = testing::run_python(folder.path(), R"(
+import torch, warnings
+from torch import nn
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+    def forward(self, x):
+        if x.size(0) > 7:
+            warnings.warn("many samples")
+        if x.size(0) > 8:
+            warnings.warn("very many samples")
+        return self.fc(x)
+torch.jit.script(Net()).save("net.pt")
+torch.jit.load("net.pt").save("again.pt")
+)");
+  INFO(testing::python_log(folder.path()));
+  REQUIRE(made);
+  Module net = torch::jit::load((folder / "net.pt").string());
+  net.save((folder / "saved.pt").string());
+  for (const char* name : {"net.pt", "again.pt", "saved.pt"}) {
+    INFO(name);
+    CHECK(difference(net, torch::jit::load((folder / name).string())).empty());
+  }
+}
