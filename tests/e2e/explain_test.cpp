@@ -118,6 +118,37 @@ TEST_CASE("what --out writes can be given back, to explain and to a merge") {
         std::vector<std::string>{"fc1", "fc2"});
 }
 
+TEST_CASE("a copy that --permuted writes computes the same and is merged back exactly") {
+  const TemporaryFolder folder;
+  const fs::path model =
+      save_builtin(folder / "net.pt", "resnet20",
+                   {{"depth", 8}, {"width", 0.5}, {"channels", 1}, {"norm", "batch"}}, 6);
+  const fs::path copy = folder / "copy.pt";
+  explain(model, {"--quick", "--permuted", copy.string()});
+  const ScriptModel first = load_archive(model);
+  const ScriptModel second = load_archive(copy);
+  CHECK_FALSE(
+      at::equal(first.state_dict().at("conv1.weight"), second.state_dict().at("conv1.weight")));
+  const at::Tensor x = at::rand({2, 1, 8, 8});
+  const at::Tensor wanted = first.forward(x);
+  CHECK((second.forward(x) - wanted).abs().max().item<double>() <
+        1e-5 * wanted.abs().max().item<double>());
+
+  json config = plain_merge(model, copy);
+  config["method"] = "align";
+  config["space"] = "weight";
+  config["inputs"] = json::array({kInput});
+  config["normalization"] = {{"mode", "none"}};
+  config["iterations"] = {{"start", "propagate"}};
+  config["out"] = (folder / "out").string();
+  summary_of(mudsc_merge({"--config", write_config(folder / "merge.json", config), "--quiet"}));
+  const TensorMap merged = load_archive(folder / "out" / "merged.pt").state_dict();
+  for (const auto& [name, tensor] : first.state_dict()) {
+    INFO(name);
+    CHECK(at::equal(tensor, merged.at(name)));
+  }
+}
+
 TEST_CASE("a group that changes the outputs is named, pinned in what is written, and ends with 5") {
   const TemporaryFolder folder;
   const fs::path model = save_mlp(folder / "mlp.pt", 6);

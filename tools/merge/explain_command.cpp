@@ -8,6 +8,7 @@
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/graph/derive_groups.h"
 #include "weightsmith/graph/proof.h"
+#include "weightsmith/graph/unit_orders.h"
 #include "weightsmith/model/example_input.h"
 #include "weightsmith/report/table.h"
 
@@ -21,6 +22,7 @@ struct ExplainFlags {
   std::vector<std::string> inputs;
   std::string groups;  // a file, instead of the graph
   std::string out;
+  std::string permuted;
   bool json = false;
   bool quick = false;
 };
@@ -86,6 +88,18 @@ void pin_failed(GroupDerivation& d, const std::vector<std::string>& failed) {
   });
 }
 
+/// The same function with its units in random places: what a matching has to undo.
+void save_permuted(const ScriptModel& model, const UnitGroups& groups, Run& run,
+                   const std::string& path) {
+  Rng rng(static_cast<std::uint64_t>(run.settings().seed), {0x7065726d});
+  ScriptModel copy = model.clone();
+  const TensorMap state = copy.state_dict();
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, value] : permuted_state(state, groups, random_orders(groups, rng)))
+    state.at(name).copy_(value);
+  copy.save(path);
+}
+
 json explain(const ExplainFlags& flags, Run& run) {
   ModelRef ref;
   ref.script = flags.model;
@@ -143,6 +157,7 @@ json explain(const ExplainFlags& flags, Run& run) {
                      {"tolerance", proof.tolerance},
                      {"precision", proof.precision},
                      {"failed", proof.failed}};
+  if (!flags.permuted.empty()) save_permuted(model, derived.groups, run, flags.permuted);
   if (!flags.out.empty()) write_text_atomically(flags.out, result.dump(2) + "\n");
   if (flags.json) return result;
   run.show(readable(derived, proof));
@@ -169,6 +184,11 @@ Command explain_command() {
         ->type_name("FILE");
     app.add_flag("--json", flags->json, "Print everything as JSON instead of a table");
     app.add_option("--out", flags->out, "Write the groups to this file (the key `groups`)")
+        ->type_name("FILE");
+    app.add_option(
+           "--permuted", flags->permuted,
+           "Write a copy of the model whose units are permuted at random (by --seed): the same "
+           "function, to try a matching on")
         ->type_name("FILE");
     app.add_flag("--quick", flags->quick, "Prove all groups together, not each by itself as well");
     return [flags](Run& run) { return explain(*flags, run); };

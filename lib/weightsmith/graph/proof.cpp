@@ -8,15 +8,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <map>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <set>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/core/stop.h"
+#include "weightsmith/graph/unit_orders.h"
 #include "weightsmith/model/graph_runner.h"
 #include "weightsmith/model/tensors_in.h"
 
@@ -62,44 +61,6 @@ double relative_change(const std::vector<at::Tensor>& before,
   return worst;
 }
 
-/// A random order that is not the present one, where there is another: an order that moves nothing
-/// proves nothing.
-std::vector<std::int64_t> another_order(std::int64_t n, Rng& rng) {
-  std::vector<std::int64_t> order = random_permutation(n, rng);
-  while (n > 1 && std::is_sorted(order.begin(), order.end())) order = random_permutation(n, rng);
-  return order;
-}
-
-/// Orders of units for some of the groups; the others stay, or follow the blocks they are within.
-class Shuffle {
- public:
-  Shuffle(const UnitGroups& groups, const std::set<std::size_t>& moving, Rng& rng) {
-    std::map<std::string, std::size_t> by_name;
-    for (std::size_t g = 0; g < groups.groups.size(); ++g) {
-      const UnitGroup& group = groups.groups[g];
-      by_name[group.name] = g;
-      const bool moves = moving.contains(g);
-      const auto order = [&](std::int64_t n) {
-        if (moves) return another_order(n, rng);
-        std::vector<std::int64_t> same(n);
-        std::iota(same.begin(), same.end(), 0);
-        return same;
-      };
-      const std::vector<std::int64_t> blocks =
-          group.within.empty() ? order(group.blocks) : orders_[by_name.at(group.within)];
-      const std::int64_t size = group.units / group.blocks;
-      std::vector<std::int64_t>& units = orders_.emplace_back();
-      for (const std::int64_t block : blocks)
-        for (const std::int64_t unit : order(size)) units.push_back(block * size + unit);
-    }
-  }
-
-  const std::vector<std::int64_t>& order(std::size_t group) const { return orders_[group]; }
-
- private:
-  std::vector<std::vector<std::int64_t>> orders_;
-};
-
 /// A copy of the network whose parameters can be permuted and put back.
 class Subject {
  public:
@@ -128,29 +89,12 @@ class Subject {
 
   std::vector<at::Tensor> run() const { return as_double(runner_->run(inputs_)); }
 
-  /// The outputs with units permuted; `left_out` names a group and its member that is forgotten.
-  std::vector<at::Tensor> run_permuted(
-      const Shuffle& shuffle,
-      std::optional<std::pair<std::size_t, std::size_t>> left_out = std::nullopt) {
+  /// The outputs with units permuted; `left_out` names a member that is forgotten.
+  std::vector<at::Tensor> run_permuted(const UnitOrders& orders,
+                                       std::optional<MemberIndex> left_out = std::nullopt) {
+    const TensorMap after = permuted_state(state_, groups_, orders, left_out);
     TensorMap before;
-    TensorMap after;
-    const auto permute = [&](std::size_t g, bool in_groups) {
-      const auto& order = shuffle.order(g);
-      if (std::is_sorted(order.begin(), order.end())) return;
-      for (std::size_t m = 0; m < groups_.groups[g].members.size(); ++m) {
-        const GroupMember& member = groups_.groups[g].members[m];
-        if (left_out == std::pair{g, m} || (member.groups > 1) != in_groups) continue;
-        const at::Tensor& tensor = state_.at(member.parameter);
-        if (!before.contains(member.parameter)) {
-          before[member.parameter] = tensor.detach().clone();
-          after[member.parameter] = before[member.parameter];
-        }
-        after[member.parameter] = permuted(after[member.parameter], member, order);
-      }
-    };
-    // Inside a convolution's groups before its first axis moves them.
-    for (const bool in_groups : {true, false})
-      for (std::size_t g = 0; g < groups_.groups.size(); ++g) permute(g, in_groups);
+    for (const auto& [name, tensor] : after) before[name] = state_.at(name).detach().clone();
     write(after);
     std::vector<at::Tensor> outputs = run();
     write(before);
@@ -190,40 +134,6 @@ std::unique_ptr<Subject> usable_subject(const ScriptModel& model, const UnitGrou
 
 }  // namespace
 
-at::Tensor permuted(const at::Tensor& tensor, const GroupMember& member,
-                    const std::vector<std::int64_t>& unit_at) {
-  const auto units = static_cast<std::int64_t>(unit_at.size());
-  const std::int64_t k = member.length / units;
-  const std::int64_t axis_size = tensor.size(member.axis);
-  const auto position = [&](std::int64_t unit, std::int64_t j) {
-    return member.index.empty() ? member.offset + unit * k + j : member.index[unit * k + j];
-  };
-  // source[p]: what comes to position p of the axis, as the convolution's input counts it.
-  std::vector<std::int64_t> source(axis_size * member.groups);
-  std::iota(source.begin(), source.end(), 0);
-  for (std::int64_t u = 0; u < units; ++u)
-    for (std::int64_t j = 0; j < k; ++j) source[position(u, j)] = position(unit_at[u], j);
-  if (member.groups == 1)
-    return tensor.index_select(member.axis, at::tensor(source, at::kLong).to(tensor.device()));
-  // A unit that comes from group h to group g brings its place inside h; the first axis then moves
-  // the rows of h to g.
-  const std::int64_t rows = tensor.size(0) / member.groups;
-  at::Tensor result = tensor.clone();
-  for (std::int64_t g = 0; g < member.groups; ++g) {
-    std::vector<std::int64_t> inner(source.begin() + g * axis_size,
-                                    source.begin() + (g + 1) * axis_size);
-    const std::int64_t from = inner.front() / axis_size;
-    for (std::int64_t& p : inner) {
-      WS_CHECK(p / axis_size == from, member.parameter);
-      p -= from * axis_size;
-    }
-    const at::Tensor index = at::tensor(inner, at::kLong).to(tensor.device());
-    result.narrow(0, from * rows, rows)
-        .copy_(tensor.narrow(0, from * rows, rows).index_select(1, index));
-  }
-  return result;
-}
-
 GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
                              const std::vector<c10::IValue>& inputs, const ProofOptions& options,
                              Progress& progress) {
@@ -249,7 +159,7 @@ GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
   for (std::size_t g = 0; g < groups.groups.size(); ++g) all.insert(g);
   const auto change = [&](const std::set<std::size_t>& moving) {
     stop_here_if_requested();
-    return relative_change(expected, subject->run_permuted(Shuffle(groups, moving, rng)));
+    return relative_change(expected, subject->run_permuted(random_orders(groups, moving, rng)));
   };
 
   const auto steps = static_cast<std::int64_t>(options.each_group ? all.size() + 1 : 1);
@@ -280,7 +190,7 @@ GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
   }
 
   // Leave out one axis of some weight at random until the outputs notice.
-  std::vector<std::pair<std::size_t, std::size_t>> candidates;
+  std::vector<MemberIndex> candidates;
   const TensorMap state = model.state_dict();
   for (const std::size_t g : all)
     for (std::size_t m = 0; m < groups.groups[g].members.size(); ++m)
@@ -288,11 +198,10 @@ GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
   constexpr int kTries = 5;
   for (int i = 0; i < kTries && !candidates.empty() && proof.negative_control <= proof.tolerance;
        ++i) {
-    const Shuffle shuffle(groups, all, rng);
+    const UnitOrders orders = random_orders(groups, all, rng);
     const auto left_out = candidates[rng.below(candidates.size())];
-    proof.negative_control =
-        std::max(proof.negative_control,
-                 relative_change(expected, subject->run_permuted(shuffle, left_out)));
+    proof.negative_control = std::max(
+        proof.negative_control, relative_change(expected, subject->run_permuted(orders, left_out)));
   }
   if (candidates.empty()) proof.negative_control = std::numeric_limits<double>::infinity();
   return proof;

@@ -45,10 +45,4 @@ GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
                              const std::vector<c10::IValue>& inputs, const ProofOptions& options,
                              Progress& progress);
 
-/// The tensor with units in another order along one member: unit unit_at[u] comes to the place of
-/// unit u. Where `member.groups` > 1, units keep to their convolution group, which the first axis
-/// moves.
-at::Tensor permuted(const at::Tensor& tensor, const GroupMember& member,
-                    const std::vector<std::int64_t>& unit_at);
-
 }  // namespace weightsmith

@@ -9,6 +9,7 @@
 #include "support/expect_error.h"
 #include "unit/graph/derived_network.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/graph/unit_orders.h"
 #include "weightsmith/model/builtin.h"
 #include "weightsmith/model/taps.h"
 
