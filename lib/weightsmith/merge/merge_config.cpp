@@ -32,6 +32,10 @@ EnumNames<AttentionHeads> enum_names(AttentionHeads) {
   return {{AttentionHeads::kTied, "tied"}, {AttentionHeads::kIndependent, "independent"}};
 }
 
+EnumNames<SweepStart> enum_names(SweepStart) {
+  return {{SweepStart::kInOrder, "in_order"}, {SweepStart::kPropagate, "propagate"}};
+}
+
 EnumNames<AlignReference> enum_names(AlignReference) {
   return {{AlignReference::kFirst, "first"}, {AlignReference::kMean, "mean"}};
 }
@@ -100,6 +104,7 @@ void fields(Fields& f, ActivationConfig& c) {
 
 template <class Fields>
 void fields(Fields& f, IterationConfig& c) {
+  f("start", c.start);
   f("max", c.max);
   f("patience", c.patience);
 }

@@ -100,8 +100,15 @@ struct ActivationConfig {
 void from_config(const ConfigNode& node, ActivationConfig& config);
 nlohmann::json to_config(const ActivationConfig& config);
 
+/// What the sweeps in weight and dual space start from: units of groups not matched yet are taken
+/// to correspond as they stand (the authors'), or they count for nothing until they are matched,
+/// and matchings spread from where the order is known.
+enum class SweepStart { kInOrder, kPropagate };
+EnumNames<SweepStart> enum_names(SweepStart);
+
 /// Of the sweeps over all groups in weight and dual space.
 struct IterationConfig {
+  SweepStart start = SweepStart::kInOrder;
   std::int64_t max = 100;
   std::int64_t patience = 5;  ///< sweeps without improvement before stopping
 };

@@ -9,6 +9,7 @@
 #include <limits>
 #include <map>
 #include <optional>
+#include <tuple>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
@@ -52,6 +53,16 @@ std::vector<std::vector<std::size_t>> neighbours_of(const UnitGroups& groups,
   return neighbours;
 }
 
+/// Whether a member's other axes carry no units whose correspondence is unknown.
+bool is_comparable(const UnitGroups& groups, const ParameterUses& uses, const GroupMember& member,
+                   const std::vector<Matching>& matchings) {
+  const auto& list = uses.at(member.parameter);
+  return std::all_of(list.begin(), list.end(), [&](const AxisUse& use) {
+    return groups.groups[use.group].members[use.member].axis == member.axis ||
+           matchings[use.group].slots > 0;
+  });
+}
+
 /// Statistics of all pairs serve align as well: model 0 against every other model is a part of
 /// them.
 Similarity in_scope(const Similarity& similarity, Similarity::Scope scope) {
@@ -89,7 +100,10 @@ class Matcher {
         state_.matchings[g] = identity_matching(models, groups_.groups[g].units);
     } else {
       if (options_.variant.space != MergeSpace::kWeight) match_by_activations();
-      if (options_.variant.space != MergeSpace::kActivation) sweep();
+      if (options_.variant.space != MergeSpace::kActivation) {
+        if (options_.iterations.start == SweepStart::kPropagate) propagate();
+        sweep();
+      }
     }
     result_.objective = mean_value();
     result_.matchings = std::move(state_.matchings);
@@ -199,6 +213,47 @@ class Matcher {
     }
   }
 
+  /// How many numbers a unit of group g is compared by, when parameters that reach groups not
+  /// matched yet count for nothing.
+  double evidence(std::size_t g) const {
+    double numbers = 0;
+    for (const GroupMember& member : groups_.groups[g].members) {
+      if (states_.buffers.contains(member.parameter) ||
+          !is_comparable(groups_, uses_, member, state_.matchings))
+        continue;
+      const at::Tensor& tensor = states_.models.front().at(member.parameter);
+      numbers += static_cast<double>(tensor.numel() / tensor.size(member.axis) * member.length) /
+                 static_cast<double>(groups_.groups[g].units);
+    }
+    return numbers;
+  }
+
+  /// Matches every group once, always the one that is best supported by what is known: inputs and
+  /// outputs of the network keep their order, and so do units that are pinned. The sweeps start
+  /// from there. Where a network was permuted this finds the permutation group by group, while
+  /// sweeps that take unknown orders for known ones may settle on them: a layer matched to a wrong
+  /// order confirms it.
+  void propagate() {
+    Phase phase(progress_, "spread matchings", static_cast<std::int64_t>(size()), "groups");
+    std::set<std::size_t> left;
+    for (std::size_t g = 0; g < size(); ++g) left.insert(bundle_of_[g].front());
+    std::int64_t matched = 0;
+    while (!left.empty()) {
+      stop_here_if_requested();
+      std::size_t best = *left.begin();
+      double most = 0;
+      for (const std::size_t g : left) {
+        double numbers = 0;
+        for (const std::size_t member : bundle_of_[g]) numbers += evidence(member);
+        if (numbers > most) std::tie(best, most) = std::tuple(g, numbers);
+      }
+      rematch(best, most > 0 ? UnmatchedAxes::kLeaveOut : UnmatchedAxes::kInOrder);
+      left.erase(best);
+      matched += static_cast<std::int64_t>(bundle_of_[best].size());
+      phase.update(matched);
+    }
+  }
+
   /// Matches group g again, and all whose blocks have one order with its, if a neighbour has
   /// changed since it was last matched here.
   void visit(std::size_t g) {
@@ -210,11 +265,19 @@ class Matcher {
       ++result_.groups_skipped;
       return;
     }
+    rematch(g, UnmatchedAxes::kInOrder);
+    state_.seen[bundle.front()] = std::move(now);
+  }
+
+  /// Matches group g and all whose blocks have one order with its.
+  void rematch(std::size_t g, UnmatchedAxes unmatched) {
+    const std::vector<std::size_t>& bundle = bundle_of_[g];
     std::vector<Similarity> similarities;
     for (const std::size_t member : bundle) {
       const Stopwatch watch(result_.similarity_s);
-      Similarity& similarity = similarities.emplace_back(weight_similarity(
-          states_, groups_, uses_, member, state_.matchings, options_.similarity, scope()));
+      Similarity& similarity = similarities.emplace_back(
+          weight_similarity(states_, groups_, uses_, member, state_.matchings, options_.similarity,
+                            scope(), unmatched));
       if (options_.variant.space == MergeSpace::kDual)
         similarity = blend(similarity, in_scope(activation_[member], scope()),
                            options_.variant.balance, "group " + groups_.groups[member].name);
@@ -226,7 +289,6 @@ class Matcher {
       matching = std::move(matchings[i]);
       ++result_.groups_matched;
     }
-    state_.seen[bundle.front()] = std::move(now);
   }
 
   void sweep() {
@@ -273,7 +335,7 @@ class Matcher {
 Similarity weight_similarity(const NetworkStates& states, const UnitGroups& groups,
                              const ParameterUses& uses, std::size_t g,
                              const std::vector<Matching>& matchings, SimilarityMeasure measure,
-                             Similarity::Scope scope) {
+                             Similarity::Scope scope, UnmatchedAxes unmatched) {
   const at::NoGradGuard no_grad;
   const UnitGroup& group = groups.groups[g];
   const auto models = static_cast<std::int64_t>(states.models.size());
@@ -281,6 +343,8 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
   SimilarityAccumulator similarity(models, group.units, scope);
   for (const GroupMember& member : group.members) {
     if (states.buffers.contains(member.parameter)) continue;
+    if (unmatched == UnmatchedAxes::kLeaveOut && !is_comparable(groups, uses, member, matchings))
+      continue;
     std::vector<at::Tensor> rows;
     for (std::int64_t i = 0; i < models; ++i) {
       at::Tensor tensor = states.models[i].at(member.parameter).detach().to(at::kFloat);
@@ -299,6 +363,9 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
     }
     similarity.add(rows, 0, member.parameter);
   }
+  // Of a bundle, one group may have nothing to go by yet.
+  if (similarity.count() == 0 && unmatched == UnmatchedAxes::kLeaveOut)
+    return no_similarity(models, group.units, scope);
   const std::string where = "weights of group " + group.name;
   return measure == SimilarityMeasure::kCorrelation ? similarity.correlation(where)
                                                     : similarity.cosine(where);

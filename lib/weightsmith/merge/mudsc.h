@@ -47,17 +47,24 @@ struct MatchResult {
   double matching_s = 0;            ///< wall time in assignments and zips
 };
 
+/// What the axes of groups that are not matched yet count for when weights are compared.
+enum class UnmatchedAxes {
+  kInOrder,  ///< they are taken to correspond as they stand
+  kLeaveOut  ///< parameters that have such an axis say nothing
+};
+
 /// Similarity of the units of group `g` by their weights: for every parameter among its members
 /// (running statistics say nothing of a unit's weights and are left out) the other axes are brought
 /// into the order of the current matchings of the groups they carry, so that columns correspond;
 /// then units are rows and everything else columns. `matchings[h]` may be empty (slots == 0): group
-/// h is not matched yet and its axes stay as they are. As in the authors' code, axes that consume
-/// units are averaged here and axes that produce them added up, the reverse of what merging does at
-/// the end; for permutations both are the same.
+/// h is not matched yet, and `unmatched` says what that means. As in the authors' code, axes that
+/// consume units are averaged here and axes that produce them added up, the reverse of what merging
+/// does at the end; for permutations both are the same.
 Similarity weight_similarity(const NetworkStates& states, const UnitGroups& groups,
                              const ParameterUses& uses, std::size_t g,
                              const std::vector<Matching>& matchings, SimilarityMeasure measure,
-                             Similarity::Scope scope);
+                             Similarity::Scope scope,
+                             UnmatchedAxes unmatched = UnmatchedAxes::kInOrder);
 
 /// Matches the units of every group (Xu et al., "Training-Free Pretrained Model Merging", CVPR
 /// 2024, section 3.3 and algorithm 1; the weight-space sweeps are those of Git Re-Basin, Ainsworth
