@@ -125,8 +125,8 @@ TEST_CASE("a copy that --permuted writes computes the same and is merged back ex
                    {{"depth", 8}, {"width", 0.5}, {"channels", 1}, {"norm", "batch"}}, 6);
   const fs::path copy = folder / "copy.pt";
   explain(model, {"--quick", "--permuted", copy.string()});
-  const ScriptModel first = load_archive(model);
-  const ScriptModel second = load_archive(copy);
+  ScriptModel first = load_archive(model);
+  ScriptModel second = load_archive(copy);
   CHECK_FALSE(
       at::equal(first.state_dict().at("conv1.weight"), second.state_dict().at("conv1.weight")));
   const at::Tensor x = at::rand({2, 1, 8, 8});
