@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <set>
 #include <sstream>
 #include <string_view>
@@ -88,8 +89,13 @@ struct Origin {
 class Side {
  public:
   explicit Side(const FlatGraph& graph) : graph_(graph), self_(graph.graph().inputs().at(0)) {
-    for (const auto& item : graph.module().named_parameters()) state_.insert(item.name);
-    for (const auto& item : graph.module().named_buffers()) state_.insert(item.name);
+    const auto add = [this](const std::string& name, const at::Tensor& tensor) {
+      state_.insert(name);
+      if (tensor.defined() && tensor.numel() > 0)
+        state_at_.emplace(std::pair(tensor.data_ptr(), tensor.sizes().vec()), name);
+    };
+    for (const auto& item : graph.module().named_parameters()) add(item.name, item.value);
+    for (const auto& item : graph.module().named_buffers()) add(item.name, item.value);
     for (const Node* node : graph.nodes())
       if (node->kind() == prim::SetAttr)
         if (const auto object = path_of(node->input(0)))
@@ -119,6 +125,8 @@ class Side {
     const IValue held = value_at(*path);
     if (held.isObject() || state_.contains(*path) || changed_.contains(*path))
       origin.path = "self." + *path;
+    else if (const auto names = names_of_parameters(held))
+      origin.path = *names;
     else
       origin.constant = held;
     return origin;
@@ -148,6 +156,20 @@ class Side {
     return join(*object, value->node()->s(attr::name));
   }
 
+  /// Of a list of parameters, as recurrent layers keep theirs.
+  std::optional<std::string> names_of_parameters(const IValue& value) const {
+    if (!value.isTensorList() || value.toTensorVector().empty()) return std::nullopt;
+    std::string names;
+    for (const at::Tensor& tensor : value.toTensorVector()) {
+      const auto it = tensor.defined()
+                          ? state_at_.find(std::pair(tensor.data_ptr(), tensor.sizes().vec()))
+                          : state_at_.end();
+      if (it == state_at_.end()) return std::nullopt;
+      names += (names.empty() ? "[" : ", ") + it->second;
+    }
+    return names + "]";
+  }
+
   IValue value_at(const std::string& path) const {
     IValue value = graph_.module()._ivalue();
     for (std::size_t begin = 0; begin < path.size();) {
@@ -161,6 +183,7 @@ class Side {
   const FlatGraph& graph_;
   const Value* self_;
   std::set<std::string> state_;
+  std::map<std::pair<const void*, std::vector<std::int64_t>>, std::string> state_at_;
   std::set<std::string> changed_;
 };
 

@@ -202,3 +202,29 @@ torch.jit.load("net.pt").save("again.pt")
     CHECK(difference(net, torch::jit::load((folder / name).string())).empty());
   }
 }
+
+TEST_CASE("recurrent layers with other weights compare equal, with other sizes not",
+          "[graph_difference]") {
+  if (!testing::python_has_torch()) {
+    WARN("python3 has no torch: networks made in Python are not compared");
+    return;
+  }
+  const testing::TemporaryFolder folder;
+  const bool made = testing::run_python(folder.path(), R"(
+import torch
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, layers):
+        super().__init__()
+        self.rnn = nn.GRU(4, 6, layers, batch_first=True)
+    def forward(self, x):
+        return self.rnn(x)[0]
+for name, layers in ("a", 1), ("b", 1), ("deep", 2):
+    torch.jit.script(Net(layers)).save(name + ".pt")
+)");
+  INFO(testing::python_log(folder.path()));
+  REQUIRE(made);
+  const auto load = [&](const char* name) { return torch::jit::load((folder / name).string()); };
+  CHECK(difference(load("a.pt"), load("b.pt")).empty());
+  CHECK_FALSE(difference(load("a.pt"), load("deep.pt")).empty());
+}
