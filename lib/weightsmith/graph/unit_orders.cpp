@@ -76,7 +76,10 @@ at::Tensor permuted(const at::Tensor& tensor, const GroupMember& member,
                                     source.begin() + (g + 1) * axis_size);
     const std::int64_t from = inner.front() / axis_size;
     for (std::int64_t& p : inner) {
-      WS_CHECK(p / axis_size == from, member.parameter);
+      if (p / axis_size != from)
+        throw Error(ErrorKind::kInput, member.parameter,
+                    "units of one group of the convolution would go to different ones",
+                    "blocks of units must keep to the convolution's groups");
       p -= from * axis_size;
     }
     const at::Tensor index = at::tensor(inner, at::kLong).to(tensor.device());

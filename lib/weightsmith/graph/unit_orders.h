@@ -26,7 +26,7 @@ UnitOrders random_orders(const UnitGroups& groups, Rng& rng);
 
 /// The tensor with units in another order along one member: unit unit_at[u] comes to the place of
 /// unit u. Where `member.groups` > 1, units keep to their convolution group, which the first axis
-/// moves. Same shape and dtype.
+/// moves. Same shape and dtype. Throws Error{kInput} for an order that does not keep to them.
 at::Tensor permuted(const at::Tensor& tensor, const GroupMember& member,
                     const std::vector<std::int64_t>& unit_at);
 

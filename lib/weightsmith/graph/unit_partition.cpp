@@ -34,8 +34,9 @@ class BlockForest {
     return it == children_.end() ? none : it->second;
   }
   bool has_parent(Label label) const { return has_parent_.contains(label); }
-  /// Blocks that were given up, each with its leaves: nothing may leave them.
-  const std::map<Label, Labels>& given_up() const { return given_up_; }
+  /// Blocks that were given up, each with the sets of leaves that it stands for: nothing may leave
+  /// one of them.
+  const std::map<Label, std::vector<Labels>>& given_up() const { return given_up_; }
 
  private:
   /// Leaves one block of each content, with representatives of labels only.
@@ -84,6 +85,30 @@ class BlockForest {
       std::set<Label> open;
       leaves_of(label, open);
     }
+    sets_.clear();
+    for (const auto& [block, members] : blocks_) {
+      const Label label = store_.find(block);
+      Labels set;
+      for (const Label m : representatives(members)) {
+        const auto below = leaves_.find(m);
+        if (below == leaves_.end() || m == label)
+          set.push_back(m);
+        else
+          set.insert(set.end(), below->second.begin(), below->second.end());
+      }
+      sets_[label].push_back(representatives(set));
+    }
+  }
+
+  /// Whether a block stands for several sets (its units in one layer and in another one) of which
+  /// two overlap without being the same.
+  bool overlaps_itself(Label label) const {
+    std::set<Label> seen;
+    std::set<Labels> sets(sets_.at(label).begin(), sets_.at(label).end());
+    for (const Labels& set : sets)
+      for (const Label leaf : set)
+        if (!seen.insert(leaf).second) return true;
+    return false;
   }
 
   /// The labels without content below one; a label found inside itself counts as a leaf.
@@ -107,6 +132,8 @@ class BlockForest {
   bool nest() {
     std::map<Label, Labels> blocks_of;  // of a leaf, the smaller ones first
     given_up_.clear();
+    for (const auto& [label, sets] : sets_)
+      if (overlaps_itself(label)) given_up_[label] = sets;
     // Blocks that were compared at one leaf need not be compared at the next.
     std::set<std::pair<Label, Label>> compared;
     bool united = false;
@@ -130,7 +157,7 @@ class BlockForest {
             store_.unite(blocks[i], blocks[i + 1]);
           } else if (!std::includes(outer.begin(), outer.end(), inner.begin(), inner.end())) {
             // Of sets that cross, the smaller ones stay where they are.
-            given_up_[blocks[i]] = inner;
+            given_up_[blocks[i]] = sets_.at(blocks[i]);
             changed = true;
           }
         }
@@ -159,7 +186,8 @@ class BlockForest {
   std::map<Label, Labels> leaves_;
   std::map<Label, Labels> children_;
   std::set<Label> has_parent_;
-  std::map<Label, Labels> given_up_;
+  std::map<Label, std::vector<Labels>> sets_;  // of leaves; together a block's leaves
+  std::map<Label, std::vector<Labels>> given_up_;
 };
 
 class Partitioner {
@@ -210,14 +238,16 @@ class Partitioner {
     for (Label label = 1; label <= count; ++label)
       if (relevant[label] && store_.find(label) == label) classes_.push_back(label);
     for (const Label label : classes_) first_[label] = first_use(label);
-    for (const auto& [block, leaves] : forest_.given_up()) {
-      const std::uint64_t mark = hash_pair(1, ++told_apart_);
-      const auto stay = [&](Label label) {
-        marks_[label] += mark;
-        if (why_[label].cause < Cause::kOverlap) why_[label] = {Cause::kOverlap, 0};
-      };
-      stay(block);
-      for (const Label leaf : leaves) stay(leaf);
+    const auto stay = [&](Label label, std::uint64_t mark) {
+      marks_[label] += mark;
+      if (why_[label].cause < Cause::kOverlap) why_[label] = {Cause::kOverlap, 0};
+    };
+    for (const auto& [block, sets] : forest_.given_up()) {
+      stay(block, hash_pair(1, ++told_apart_));
+      for (const Labels& set : sets) {
+        const std::uint64_t mark = hash_pair(1, ++told_apart_);
+        for (const Label leaf : set) stay(leaf, mark);
+      }
     }
   }
 
