@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 
 #include "support/files.h"
+#include "support/networks.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
 
@@ -194,6 +195,20 @@ TEST_CASE("a merge with a wrong group file ends with 5 before it writes anything
   // Whoever asks for it gets the groups as they are.
   summary_of(mudsc_merge({"--config", file, "--out", out.string(), "--no-verify", "--quiet"}));
   CHECK(read_json(out / "config.json")["verify"] == false);
+}
+
+TEST_CASE("a network that compares two inputs of one shape gets two different ones") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "siamese.pt";
+  make_network({{"a.weight", {6, 4}}, {"b.weight", {2, 6}}},
+               "def forward(self, x, y):\n"
+               "    h = torch.linear(x, self.a.weight) - torch.linear(y, self.a.weight)\n"
+               "    return torch.linear(torch.abs(h), self.b.weight)\n")
+      .save(path.string());
+  const json found = summary_of(mudsc_merge(
+      {"explain", path.string(), "--input", "3x4", "--input", "3x4", "--json", "--quiet"}));
+  CHECK(found["units"]["free"] == 6);
+  CHECK(found["proof"]["negative_control"] > 1e-4);
 }
 
 TEST_CASE("explain refuses what it cannot run") {

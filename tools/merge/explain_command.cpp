@@ -107,10 +107,8 @@ json explain(const ExplainFlags& flags, Run& run) {
   load.device = run.settings().device;
   load.trust = run.settings().trust;
   const ScriptModel model = ScriptModel::load(ref, load);
-  std::vector<c10::IValue> inputs;
-  for (const std::string& shape : flags.inputs)
-    inputs.emplace_back(
-        example_input(shape, "--input", run.settings().seed).to(run.settings().device));
+  const std::vector<c10::IValue> inputs =
+      example_inputs(flags.inputs, "--input", run.settings().seed, run.settings().device);
   if (std::any_of(inputs.begin(), inputs.end(), [](const c10::IValue& input) {
         return input.toTensor().dim() > 0 && input.toTensor().size(0) < 2;
       }))

@@ -6,8 +6,8 @@
 
 #include "merge/survey.h"
 #include "weightsmith/core/atomic_file.h"
-#include "weightsmith/match/zip.h"
 #include "weightsmith/eval/fingerprint.h"
+#include "weightsmith/match/zip.h"
 #include "weightsmith/merge/normalization.h"
 #include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/statistics_cache.h"
@@ -68,11 +68,9 @@ void MergeRun::derive_unit_groups() {
 }
 
 std::vector<c10::IValue> MergeRun::example_inputs() const {
-  std::vector<c10::IValue> inputs;
-  for (const std::string& shape : config_.inputs)
-    inputs.emplace_back(
-        example_input(shape, "inputs", run_.settings().seed).to(run_.settings().device));
-  if (!inputs.empty()) return inputs;
+  if (!config_.inputs.empty())
+    return weightsmith::example_inputs(config_.inputs, "inputs", run_.settings().seed,
+                                       run_.settings().device);
   const Dataset* data = activation_data_      ? &*activation_data_
                         : normalization_data_ ? &*normalization_data_
                                               : nullptr;

@@ -4,7 +4,6 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <charconv>
-#include <vector>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
@@ -41,6 +40,15 @@ at::Tensor example_input(const std::string& shape, const std::string& where, std
   auto* data = values.data_ptr<float>();
   for (std::int64_t i = 0; i < elements; ++i) data[i] = static_cast<float>(rng.normal());
   return values;
+}
+
+std::vector<c10::IValue> example_inputs(const std::vector<std::string>& shapes,
+                                        const std::string& where, std::uint64_t seed,
+                                        at::Device device) {
+  std::vector<c10::IValue> inputs;
+  for (const std::string& shape : shapes)
+    inputs.emplace_back(example_input(shape, where, seed + inputs.size()).to(device));
+  return inputs;
 }
 
 }  // namespace weightsmith
