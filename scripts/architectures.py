@@ -227,7 +227,7 @@ def page(attempts: dict[str, list[Attempt]], args: argparse.Namespace, version: 
               if any(a.proved for a in tried)]
     command = "scripts/architectures.py" + " --full" * args.full
     command += f" --models {args.models}" if args.models else ""
-    proof = "all groups together, and each alone" if args.full else "all groups together"
+    proof = "all groups together, and each alone," if args.full else "all groups together"
     lines = [
         "# Architectures", "",
         f"What `mudsc-merge explain` derives and proves of torchvision {version}, one network a family, and of the",
