@@ -95,6 +95,7 @@ TEST_CASE("the distances between all models, and their tree") {
   CHECK_THAT(read_bytes(out / "tree.newick"), Catch::EndsWith(";\n"));
   CHECK_THAT(read_bytes(out / "distances.csv"), Catch::StartsWith("model,victim,tuned0"));
   CHECK(read_bytes(out / "distances.npy").size() == 128 + 81 * 8);
+  CHECK_THAT(read_bytes(out / "distances.svg"), Catch::StartsWith("<"));
   CHECK(json::parse(read_bytes(out / "results.json")) == summary);
 
   // The same run again, from the same fields; and against one model.
@@ -104,6 +105,15 @@ TEST_CASE("the distances between all models, and their tree") {
   const json column = measure(folder.path(), one);
   for (int i = 0; i < 9; ++i)
     CHECK(column["distances"][i].get<double>() == Approx(d[i][0]).margin(1e-5));
+
+  // Gradient x input, which that run also measures, is a field of one step at the input.
+  one["field"] = {{"rule", "riemann_right"}, {"steps", 1}};
+  const json single = measure(folder.path(), one);
+  for (int i = 0; i < 9; ++i)
+    CHECK(single["distances"][i].get<double>() ==
+          Approx(column["gradient_input"][i].get<double>()).margin(1e-6));
+  CHECK(std::abs(column["gradient_input"][4].get<double>() - column["distances"][4].get<double>()) >
+        1e-4);
 }
 
 TEST_CASE("a field of the subcommand, and the distance of two") {
@@ -165,6 +175,7 @@ TEST_CASE("ownership: copies are told from strangers, and a leaking selection is
   const json& group = summary["groups"][0];
   CHECK(group["auc"] == 1.0);
   CHECK(group["auc_same_architecture"] == 1.0);
+  CHECK(group["auc_gradient_input"] == 1.0);
   CHECK(group["auc_low"].get<double>() < 0.9);  // three against five
   CHECK(group["p_value"].get<double>() == Approx(1.0 / 56));
   CHECK(group["curve"]["samples"] == json({8, 32, 64}));
@@ -212,6 +223,7 @@ TEST_CASE("relatedness and unlearning") {
   // Seen from the victim: itself, its copy, the stranger.
   CHECK(related["spearman"]["victim"].get<double>() == Approx(-1));
   CHECK(related["spearman_mean"].get<double>() < -0.5);
+  CHECK(fs::exists(folder / "out" / "relatedness.svg"));
 
   config = family().config();
   config["reference"]["data"] = {{"split", "train"}, {"classes", {9}}, {"limit", 40}};

@@ -191,10 +191,21 @@ bool GifRun::holds_field(std::size_t index) const {
   }
 }
 
-bool GifRun::needs_outputs() const {
+std::optional<std::size_t> GifRun::compared_with() const {
   const TaskConfig& task = config_.task;
-  return task.type == TaskType::kOwnership ||
-         (task.type == TaskType::kMatrix && !task.against.empty());
+  if (task.type == TaskType::kOwnership) return config_.index_of(task.victim, "task.victim");
+  if (task.type == TaskType::kMatrix && !task.against.empty())
+    return config_.index_of(task.against, "task.against");
+  return std::nullopt;
+}
+
+at::Tensor GifRun::gradient_times_input(ScriptModel& model) {
+  FieldOptions options = config_.field.options;
+  options.rule = PathRule::kRiemannRight;  // whose only point is x
+  options.steps = 1;
+  options.subset = StepSubset::kAll;
+  options.multiply_by_inputs = true;
+  return GradientField(model, options, config_.batch_size.value_or(0)).compute(inputs_).field;
 }
 
 void GifRun::compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer) {
@@ -211,13 +222,26 @@ void GifRun::compute_field(std::size_t index, GradientField& field, FieldFileWri
 
 void GifRun::compute_fields() {
   make_folder(folder());
+  const std::optional<std::size_t> victim = compared_with();
+  at::Tensor victims_gradient;
+  if (victim) {
+    ScriptModel model = load(*victim);
+    victims_gradient = gradient_times_input(model);
+  }
   for (std::size_t i = 0; i < models_.size(); ++i) {
     const fs::path path = field_path(i);
     const bool stored = holds_field(i);
-    if (!stored || needs_outputs()) {
+    if (!stored || victim) {
       ScriptModel model = load(i);
       GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
-      if (needs_outputs()) models_[i].outputs = field.outputs(inputs_.inputs).cpu();
+      if (victim) {
+        models_[i].outputs = field.outputs(inputs_.inputs).cpu();
+        const at::Tensor gradient = gradient_times_input(model);
+        models_[i].gradient_distance =
+            field_distances({source_of(victims_gradient), source_of(gradient)}, config_.distance, 0)
+                .mean[1]
+                .item<double>();
+      }
       if (!stored) {
         FieldFileWriter writer(path, models_[i].key, field_shape(), config_.field.store,
                                /*resume=*/true);

@@ -41,6 +41,8 @@ class GifRun {
     std::string architecture;  ///< names and shapes of its parameters
     std::string key;           ///< of its field
     at::Tensor outputs;        ///< at the reference samples, on the CPU, where the task needs them
+    /// From the victim, by one gradient at x instead of a path of them; where the task needs it.
+    std::optional<double> gradient_distance;
   };
 
   ScriptModel load(std::size_t index);
@@ -51,9 +53,11 @@ class GifRun {
   std::filesystem::path field_path(std::size_t index) const;
   FieldFileWriter::Shape field_shape() const;
   bool holds_field(std::size_t index) const;
-  /// Whether the task compares outputs beside fields.
-  bool needs_outputs() const;
+  /// The model that the task also compares others with by their outputs and by one gradient.
+  std::optional<std::size_t> compared_with() const;
   void compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer);
+  /// The field's last point alone: gradient × input (samples, 1, D).
+  at::Tensor gradient_times_input(ScriptModel& model);
   FieldDistances distances(const std::vector<std::size_t>& models,
                            std::optional<std::size_t> against);
   FieldDistances distances_of_all(std::optional<std::size_t> against);
@@ -65,8 +69,9 @@ class GifRun {
   nlohmann::json select();
   nlohmann::json unlearning();
   nlohmann::json model_list() const;
-  /// Distances to the victim without gradients: disagreement on its mistakes, cosine of outputs.
-  nlohmann::json output_distances(std::size_t victim, std::size_t model) const;
+  /// Distances to the victim that cost less than fields: disagreement on its mistakes, cosine of
+  /// outputs, gradient × input.
+  nlohmann::json cheap_distances(std::size_t victim, std::size_t model) const;
 
   const GifConfig& config_;
   Run& run_;

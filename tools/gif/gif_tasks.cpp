@@ -13,6 +13,7 @@
 #include "weightsmith/core/rng.h"
 #include "weightsmith/data/random_stream.h"
 #include "weightsmith/distance/linkage.h"
+#include "weightsmith/report/heatmap.h"
 #include "weightsmith/report/line_plot.h"
 #include "weightsmith/report/table.h"
 
@@ -86,9 +87,11 @@ json GifRun::run_task() {
   return summary;
 }
 
-json GifRun::output_distances(std::size_t victim, std::size_t model) const {
+json GifRun::cheap_distances(std::size_t victim, std::size_t model) const {
   const at::Tensor &a = models_[victim].outputs, &b = models_[model].outputs;
   json result = json::object();
+  if (models_[model].gradient_distance)
+    result["gradient_input"] = *models_[model].gradient_distance;
   if (a.dim() != 2 || a.sizes() != b.sizes()) return result;
   const at::Tensor cosine = (a * b).sum(1) / (a.norm(2, {1}) * b.norm(2, {1})).clamp_min(1e-8);
   result["output_cosine"] = 1 - cosine.mean().item<double>();
@@ -133,7 +136,8 @@ json GifRun::matrix(std::optional<std::size_t> against) {
                               run_.settings().seed);
   std::vector<std::string> header{"model"};
   if (against)
-    for (const char* column : {"distance", "low", "high", "output_cosine", "victim_mistakes"})
+    for (const char* column :
+         {"distance", "low", "high", "gradient_input", "output_cosine", "victim_mistakes"})
       header.emplace_back(column);
   else
     header.insert(header.end(), names.begin(), names.end());
@@ -149,9 +153,9 @@ json GifRun::matrix(std::optional<std::size_t> against) {
       add(found.mean[r].item<double>());
       add(limits ? limits->low[r].item<double>() : std::nan(""));
       add(limits ? limits->high[r].item<double>() : std::nan(""));
-      const json outputs = output_distances(*against, i);
-      for (const char* key : {"output_cosine", "victim_mistakes"})
-        add(outputs.value(key, std::nan("")));
+      const json cheap = cheap_distances(*against, i);
+      for (const char* key : {"gradient_input", "output_cosine", "victim_mistakes"})
+        add(cheap.value(key, std::nan("")));
     } else {
       for (const double value : values_of(found.mean[r])) add(value);
     }
@@ -163,6 +167,9 @@ json GifRun::matrix(std::optional<std::size_t> against) {
   run_.show(shown.markdown());
   if (against) {
     result["distances"] = values_of(found.mean);
+    result["gradient_input"] = json::array();
+    for (const Model& model : models_)
+      result["gradient_input"].push_back(model.gradient_distance.value());
     if (limits) {
       result["low"] = values_of(limits->low);
       result["high"] = values_of(limits->high);
@@ -183,6 +190,15 @@ json GifRun::matrix(std::optional<std::size_t> against) {
   const auto points = rows_of(rows);
   const auto merges = optimally_ordered(ward_linkage(points), points);
   run_.write_text(out / "tree.newick", newick(merges, names));
+  const auto show = [&](const char* file, const std::string& title, const std::string& label,
+                        const std::vector<std::vector<double>>& values) {
+    run_.write_text(out / file, heatmap_svg({title, label, names, values, merges}));
+  };
+  show("distances.svg", "distances between models", enum_name(config_.distance),
+       rows_of(found.mean));
+  if (config_.task.type == TaskType::kRelatedness)
+    show("relatedness.svg", "relatedness", "1 - distance, standardised by column",
+         column_scores(rows_of(1 - found.mean)));
   json leaves = json::array();
   for (const std::int64_t leaf : leaves_of(merges)) leaves.push_back(names[leaf]);
   result["tree"] = {{"leaves", leaves}, {"of", logarithm ? "log(1 - distance)" : "distance"}};
@@ -238,15 +254,15 @@ json GifRun::ownership() {
                  {"threshold", std::isnan(threshold) ? json() : json(threshold)},
                  {"false_positive_rate", task.false_positive_rate}};
   Table table({"group", "models", "AUC", "low", "high", "p", "AUC same architecture",
-               "AUC victim's mistakes", "AUC output cosine"});
+               "AUC gradient x input", "AUC victim's mistakes", "AUC output cosine"});
   json groups = json::array();
   const auto baseline = [&](const std::vector<std::string>& names, const char* key) -> json {
     std::vector<double> near, others;
     for (const auto& [list, into] : {std::pair{&names, &near}, {&task.independents, &others}})
       for (const std::size_t m : indices(*list)) {
-        const json outputs = output_distances(victim, m);
-        if (!outputs.contains(key)) return nullptr;
-        into->push_back(outputs[key].get<double>());
+        const json cheap = cheap_distances(victim, m);
+        if (!cheap.contains(key)) return nullptr;
+        into->push_back(cheap[key].get<double>());
       }
     return auc(near, others);
   };
@@ -264,6 +280,7 @@ json GifRun::ownership() {
         }
     entry["auc_same_architecture"] = pairs > 0 ? json(wins / pairs) : json();
     entry["pairs_same_architecture"] = pairs;
+    entry["auc_gradient_input"] = baseline(group.models, "gradient_input");
     entry["auc_victim_mistakes"] = baseline(group.models, "victim_mistakes");
     entry["auc_output_cosine"] = baseline(group.models, "output_cosine");
     entry["models"] = json::array();
@@ -277,7 +294,8 @@ json GifRun::ownership() {
     };
     table.add_row({group.name, std::to_string(near.size()), cell("auc"), cell("auc_low"),
                    cell("auc_high"), cell("p_value"), cell("auc_same_architecture"),
-                   cell("auc_victim_mistakes"), cell("auc_output_cosine")});
+                   cell("auc_gradient_input"), cell("auc_victim_mistakes"),
+                   cell("auc_output_cosine")});
     groups.push_back(std::move(entry));
   }
   result["independents"] = far;

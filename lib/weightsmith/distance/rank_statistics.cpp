@@ -10,6 +10,27 @@
 
 namespace weightsmith {
 
+std::vector<std::vector<double>> column_scores(std::vector<std::vector<double>> similarities) {
+  const std::size_t n = similarities.size();
+  for (std::size_t c = 0; c < n; ++c) {
+    std::size_t largest = 0;
+    for (std::size_t r = 0; r < n; ++r)
+      if (similarities[r][c] > similarities[largest][c]) largest = r;
+    double second = -std::numeric_limits<double>::infinity();
+    for (std::size_t r = 0; r < n; ++r)
+      if (r != largest) second = std::max(second, similarities[r][c]);
+    if (n > 1) similarities[largest][c] = std::min(1.1 * second, similarities[largest][c]);
+    double mean = 0, square = 0;
+    for (std::size_t r = 0; r < n; ++r) mean += similarities[r][c] / static_cast<double>(n);
+    for (std::size_t r = 0; r < n; ++r)
+      square += (similarities[r][c] - mean) * (similarities[r][c] - mean) / static_cast<double>(n);
+    const double deviation = std::sqrt(square);
+    for (std::size_t r = 0; r < n; ++r)
+      similarities[r][c] = deviation > 0 ? (similarities[r][c] - mean) / deviation : 0.0;
+  }
+  return similarities;
+}
+
 EnumNames<SampleRule> enum_names(SampleRule) {
   return {{SampleRule::kRandom, "random"},
           {SampleRule::kIndependents, "independents"},

@@ -37,6 +37,12 @@ double mann_whitney_p(const std::vector<double>& derived, const std::vector<doub
 /// (split conformal prediction: Vovk, Gammerman, Shafer, 2005). NaN where n is too small.
 double distance_threshold(std::vector<double> independent, double rate);
 
+/// What ModelGiF's figure of task relatedness shows of a square table of similarities: in each
+/// column the largest value (a model with itself) is lowered to 1.1 times the second largest where
+/// it exceeds that, and the column is standardised (population deviation; 0 where it does not
+/// vary).
+std::vector<std::vector<double>> column_scores(std::vector<std::vector<double>> similarities);
+
 /// How reference samples are ranked by their distances to surrogates (derived models of one's own)
 /// and independent models: farthest from the independents first (the authors'), or largest
 /// difference first.

@@ -19,25 +19,6 @@ constexpr double kRight = 86;  // the colour bar and its labels
 constexpr double kTop = 42;
 constexpr double kBottom = 52;
 
-/// Seven stops from dark blue over green to yellow, of steadily rising lightness.
-std::string colour_at(double share) {
-  constexpr std::array<std::array<double, 3>, 7> kStops{{{68, 1, 84},
-                                                         {68, 57, 131},
-                                                         {48, 104, 142},
-                                                         {33, 145, 140},
-                                                         {53, 183, 121},
-                                                         {145, 215, 66},
-                                                         {253, 231, 37}}};
-  const double at = std::clamp(share, 0.0, 1.0) * (kStops.size() - 1);
-  const auto below = std::min(static_cast<std::size_t>(at), kStops.size() - 2);
-  const double part = at - static_cast<double>(below);
-  std::array<int, 3> rgb{};
-  for (int c = 0; c < 3; ++c)
-    rgb[c] = static_cast<int>(
-        std::lround(kStops[below][c] + part * (kStops[below + 1][c] - kStops[below][c])));
-  return fmt::format("#{:02x}{:02x}{:02x}", rgb[0], rgb[1], rgb[2]);
-}
-
 struct Corner {
   SvgPoint at;
   double value;
@@ -89,7 +70,7 @@ class Panel {
  private:
   double level(int k) const { return low_ + (high_ - low_) * k / plot_.levels; }
   std::string colour(int k) const {
-    return colour_at(plot_.levels == 1 ? 0.5 : static_cast<double>(k) / (plot_.levels - 1));
+    return ramp_colour(plot_.levels == 1 ? 0.5 : static_cast<double>(k) / (plot_.levels - 1));
   }
   Corner corner(std::size_t column, std::size_t row) const {
     return {{x_(plot_.x[column]), y_(plot_.y[row])}, plot_.values[row * plot_.x.size() + column]};

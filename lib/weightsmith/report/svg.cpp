@@ -3,6 +3,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace weightsmith {
@@ -109,6 +110,24 @@ std::string SvgCanvas::document(std::string_view description) const {
       "<title>{2}</title>\n"
       "<rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{3}</svg>\n",
       number(width_), number(height_), escaped(description), body_);
+}
+
+std::string ramp_colour(double share) {
+  constexpr std::array<std::array<double, 3>, 7> kStops{{{68, 1, 84},
+                                                         {68, 57, 131},
+                                                         {48, 104, 142},
+                                                         {33, 145, 140},
+                                                         {53, 183, 121},
+                                                         {145, 215, 66},
+                                                         {253, 231, 37}}};
+  const double at = std::clamp(share, 0.0, 1.0) * (kStops.size() - 1);
+  const auto below = std::min(static_cast<std::size_t>(at), kStops.size() - 2);
+  const double part = at - static_cast<double>(below);
+  std::array<int, 3> rgb{};
+  for (int c = 0; c < 3; ++c)
+    rgb[c] = static_cast<int>(
+        std::lround(kStops[below][c] + part * (kStops[below + 1][c] - kStops[below][c])));
+  return fmt::format("#{:02x}{:02x}{:02x}", rgb[0], rgb[1], rgb[2]);
 }
 
 AxisMarks axis_marks(double low, double high, int most) {

@@ -56,6 +56,10 @@ class SvgCanvas {
   std::string body_;
 };
 
+/// A colour between dark blue (0) over green to yellow (1), of steadily rising lightness, so that
+/// order survives a grey printout. Shares outside [0, 1] are clamped.
+std::string ramp_colour(double share);
+
 /// Round values that mark an axis from `low` to `high` and the text of each: multiples of 1, 2 or 5
 /// times a power of ten, at most `most` of them, all within the range. An empty or reversed range
 /// gives one mark, a range that is not finite none.

@@ -328,5 +328,23 @@ TEST_CASE("intervals and thresholds say little with few models", "[distance]") {
   CHECK(distance_threshold({4, 2, 3, 1, 5, 6, 7, 8, 9}, 0.2) == 2);
 }
 
+TEST_CASE("columns of similarities are standardised after their largest value is lowered",
+          "[distance]") {
+  // Column 0: 1 is lowered to 1.1 * 0.5; column 1 keeps its 0.52, which is below 1.1 * 0.5.
+  const auto scores = column_scores({{1.0, 0.5, 7}, {0.5, 0.52, 7}, {0.2, 0.1, 7}});
+  const std::vector<double> first{0.55, 0.5, 0.2};
+  const double mean = (0.55 + 0.5 + 0.2) / 3;
+  double square = 0;
+  for (const double x : first) square += (x - mean) * (x - mean) / 3;
+  for (std::size_t r = 0; r < 3; ++r)
+    CHECK(scores[r][0] == Approx((first[r] - mean) / std::sqrt(square)));
+  CHECK(scores[1][1] > scores[0][1]);
+  CHECK(scores[0][1] > scores[2][1]);
+  double sum = 0;
+  for (std::size_t r = 0; r < 3; ++r) sum += scores[r][1];
+  CHECK(sum == Approx(0).margin(1e-12));
+  for (std::size_t r = 0; r < 3; ++r) CHECK(scores[r][2] == 0);
+}
+
 }  // namespace
 }  // namespace weightsmith

@@ -4,6 +4,7 @@
 #include <regex>
 
 #include "weightsmith/report/contour_plot.h"
+#include "weightsmith/report/heatmap.h"
 #include "weightsmith/report/line_plot.h"
 #include "weightsmith/report/svg.h"
 
@@ -120,4 +121,27 @@ TEST_CASE("a contour plot fills each cell once a band and leaves gaps where valu
 }
 
 }  // namespace
+TEST_CASE("a heatmap has a cell a number, in the order of its tree", "[report]") {
+  Heatmap map{"distances", "cosine", {"a", "b<c", "d"}, {{0, 3, 1}, {3, 0, 2}, {1, 2, 0}}, {}};
+  const std::string plain = heatmap_svg(map);
+  check_well_formed(plain);
+  CHECK(plain == heatmap_svg(map));
+  CHECK(count(plain, ">3.00</text>") == 2);
+  CHECK(plain.find("b<c") == std::string::npos);
+  CHECK(count(plain, "<polyline") == 0);
+
+  // a and d joined first, then b.
+  map.tree = {{0, 2, 1.0, 2}, {1, 3, 3.0, 3}};
+  const std::string with_tree = heatmap_svg(map);
+  check_well_formed(with_tree);
+  CHECK(count(with_tree, "<polyline") == 2);
+  CHECK(with_tree.find(">b&lt;c<") < with_tree.find(">a<"));
+  CHECK(with_tree.find(">a<") < with_tree.find(">d<"));
+
+  map.values[0][1] = kNan;
+  const std::string hole = heatmap_svg(map);
+  check_well_formed(hole);
+  CHECK(count(hole, ">3.00</text>") == 1);
+}
+
 }  // namespace weightsmith
