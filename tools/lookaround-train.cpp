@@ -19,7 +19,9 @@ const ToolAbout kAbout{
     "on its own\n"
     "augmentation of the same samples, then they are averaged; repeat (Zhang et al., \"Lookaround "
     "Optimizer: k steps\n"
-    "around, 1 step average\", NeurIPS 2023). Also trains with SGD at equal compute.",
+    "around, 1 step average\", NeurIPS 2023). Also trains with SGD, SWA, SWAD, Lookahead and EMA "
+    "at "
+    "equal compute.",
     "lookaround-train --config train.json --set method.heads=3 --out runs/lookaround"};
 
 nlohmann::json train_network(const TrainConfig& config, Run& run) {

@@ -12,13 +12,17 @@
 #include "weightsmith/eval/objective.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/tensor/safetensors.h"
+#include "weightsmith/train/lookahead.h"
 #include "weightsmith/train/lookaround.h"
+#include "weightsmith/train/plain_training.h"
 #include "weightsmith/train/schedule.h"
+#include "weightsmith/train/swa.h"
 
 namespace weightsmith {
 namespace {
 
 constexpr double kTolerance = 1e-6;
+const SgdOptions kBase{0.9, 0.0, 0.05, false};
 
 std::string path_of(const std::string& name) {
   return std::string(WEIGHTSMITH_TEST_DATA) + "/golden/lookaround/" + name;
@@ -72,7 +76,8 @@ TEST_CASE("Lookaround follows the authors' on fixed gradients", "[train][golden]
     Fixture f;
     ParameterArena arena(f.parameters, d, name);
     Lookaround lookaround(
-        arena, {c["momentum"], c["dampening"], c["weight_decay"], c["nesterov"].get<bool>()}, k);
+        arena,
+        SgdOptions{c["momentum"], c["dampening"], c["weight_decay"], c["nesterov"].get<bool>()}, k);
     for (std::int64_t step = 0; step < 12; ++step) {
       f.set_gradients(step);
       lookaround.step(f.rates[step]);
@@ -84,9 +89,9 @@ TEST_CASE("Lookaround follows the authors' on fixed gradients", "[train][golden]
       }
       if ((step + 1) % (d * k) == 0) {
         const at::Tensor shown = f.parameters.at("w").detach().clone();
-        lookaround.show_average();
+        lookaround.show_result();
         CHECK(f.parameters.at("w").detach().equal(shown));
-        lookaround.show_head();
+        lookaround.show_training();
       }
     }
     if (c["momentum"] == 0.0) continue;
@@ -100,7 +105,7 @@ TEST_CASE("Lookaround follows the authors' on fixed gradients", "[train][golden]
 TEST_CASE("SGD follows PyTorch's on fixed gradients", "[train][golden]") {
   Fixture f;
   ParameterArena arena(f.parameters, 1, "sgd");
-  Lookaround sgd(arena, {0.9, 0.0, 0.05, false}, 1);
+  PlainTraining sgd(arena, kBase);
   for (std::int64_t step = 0; step < 12; ++step) {
     f.set_gradients(step);
     sgd.step(f.rates[step]);
@@ -108,19 +113,74 @@ TEST_CASE("SGD follows PyTorch's on fixed gradients", "[train][golden]") {
   }
 }
 
-TEST_CASE("warm-up and cosine follow the authors' schedule", "[train][golden]") {
+TEST_CASE("Lookahead follows the authors' on fixed gradients", "[train][golden]") {
+  for (const auto& [name, k, alpha] : {std::tuple{"lookahead_k5_a0.5", 5, 0.5},
+                                       {"lookahead_k2_a0.5", 2, 0.5},
+                                       {"lookahead_k3_a0.8", 3, 0.8}}) {
+    Fixture f;
+    ParameterArena arena(f.parameters, 1, name);
+    // Theirs takes the slow weights after the first step and meets them after steps 1 + k, 1 + 2k …
+    Lookahead lookahead(arena, kBase, k, alpha, SlowFrom::kFirstStep);
+    for (std::int64_t step = 0; step < 12; ++step) {
+      INFO(name << ", step " << step);
+      f.set_gradients(step);
+      lookahead.step(f.rates[step]);
+      const at::Tensor wanted = goldens().at(std::string(name) + "/w")[step];
+      CHECK(distance(f.parameters.at("w"), wanted) < kTolerance);
+      if (step % k != 0) continue;
+      lookahead.show_result();
+      CHECK(distance(f.parameters.at("w"), wanted) < kTolerance);
+      lookahead.show_training();
+    }
+  }
+}
+
+TEST_CASE("SWA follows the authors' average on fixed gradients", "[train][golden]") {
+  Fixture f;
+  ParameterArena arena(f.parameters, 1, "swa");
+  Swa swa(arena, kBase, 4, 1);
+  for (std::int64_t step = 0; step < 12; ++step) {
+    f.set_gradients(step);
+    swa.step(f.rates[step]);
+    CHECK(distance(f.parameters.at("w"), goldens().at("sgd/w")[step]) < kTolerance);
+    if (step < 4) continue;
+    swa.show_result();
+    CHECK(distance(f.parameters.at("w"), goldens().at("swa_from_step4/w")[step - 4]) < kTolerance);
+    swa.show_training();
+  }
+}
+
+TEST_CASE("learning rates follow the authors' schedules", "[train][golden]") {
   const nlohmann::json schedules = read_json("scalars.json")["schedules"];
-  const std::int64_t epochs = schedules["epochs"];
   const std::int64_t batches = schedules["iters"];
-  ScheduleConfig config;
-  config.warmup_epochs = schedules["warm_epochs"];
-  config.min_lr = schedules["cosine"]["eta_min"];
-  const nlohmann::json& used = schedules["lr_used_by_iteration"]["cosine"];
-  REQUIRE(static_cast<std::int64_t>(used.size()) == epochs * batches);
-  // Theirs divides the warm-up by its length + 1e-8.
-  for (std::int64_t i = 0; i < epochs * batches; ++i)
-    CHECK(learning_rate(config, schedules["base_lr"], epochs, batches, i / batches, i % batches) ==
-          Approx(used[i].get<double>()).margin(1e-9));
+  TrainConfig config;
+  config.epochs = schedules["epochs"];
+  config.optimizer.lr = schedules["base_lr"];
+  config.schedule.warmup_epochs = schedules["warm_epochs"];
+  config.method.type = MethodConfig::Type::kSgd;
+  const auto check = [&](const std::string& name) {
+    const nlohmann::json& used = schedules["lr_used_by_iteration"][name];
+    REQUIRE(static_cast<std::int64_t>(used.size()) == config.epochs * batches);
+    // Theirs divides the warm-up by its length + 1e-8.
+    for (std::int64_t i = 0; i < config.epochs * batches; ++i) {
+      INFO(name << ", batch " << i);
+      CHECK(learning_rate(config, batches, i / batches, i % batches) ==
+            Approx(used[i].get<double>()).margin(1e-9));
+    }
+  };
+  config.schedule.min_lr = schedules["cosine"]["eta_min"];
+  check("cosine");
+  config.schedule.type = ScheduleConfig::Type::kMultiStep;
+  config.schedule.milestones =
+      schedules["multistep"]["milestones"].get<std::vector<std::int64_t>>();
+  config.schedule.gamma = schedules["multistep"]["gamma"];
+  check("multistep");
+  // Theirs counts the epochs before the first averaged one from 0, and averages after that one.
+  config.method.type = MethodConfig::Type::kSwa;
+  config.method.start_epoch = schedules["swa"]["swa_start"].get<std::int64_t>() + 1;
+  config.method.lr = schedules["swa"]["swa_lr"].get<double>();
+  config.method.anneal_epochs = schedules["swa"]["anneal_epochs"];
+  check("swa");
 }
 
 TEST_CASE("a small network with batch norm follows the authors' training", "[train][golden]") {
@@ -136,7 +196,7 @@ TEST_CASE("a small network with batch norm follows the authors' training", "[tra
       CHECK(distance(tensor.reshape({-1}), goldens().at("e2e/init/" + key).reshape({-1})) == 0);
     model.train(true);
     ParameterArena arena(model.parameters(), d, name);
-    Lookaround lookaround(arena, {0.9, 0.0, 5e-4, false}, k);
+    Lookaround lookaround(arena, SgdOptions{0.9, 0.0, 5e-4, false}, k);
     const Objective objective(ObjectiveConfig{}, 5);
     for (int step = 0; step < 12; ++step) {
       INFO(name << ", step " << step);

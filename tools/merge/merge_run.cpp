@@ -8,7 +8,7 @@
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/eval/fingerprint.h"
 #include "weightsmith/match/zip.h"
-#include "weightsmith/merge/normalization.h"
+#include "weightsmith/eval/normalization.h"
 #include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/statistics_cache.h"
 #include "weightsmith/model/batch_norms.h"

@@ -14,12 +14,6 @@
 namespace weightsmith {
 namespace {
 
-std::int64_t count_batches(std::int64_t samples, std::int64_t batch_size) {
-  const std::int64_t full = samples / batch_size;
-  const std::int64_t rest = samples % batch_size;
-  return full + (rest > 1 || (rest == 1 && full == 0) ? 1 : 0);
-}
-
 /// The values of one stored sample as float.
 void copy_sample(const at::Tensor& images, std::int64_t sample, std::int64_t numel, float* out) {
   if (images.scalar_type() == at::kByte) {
@@ -44,6 +38,12 @@ void normalise(const Normalisation& n, std::int64_t numel, std::int64_t channels
 
 }  // namespace
 
+std::int64_t batches_per_epoch(std::int64_t samples, std::int64_t batch_size) {
+  const std::int64_t full = samples / batch_size;
+  const std::int64_t rest = samples % batch_size;
+  return full + (rest > 1 || (rest == 1 && full == 0) ? 1 : 0);
+}
+
 Loader::Loader(const Dataset& dataset, LoaderOptions options, LoaderPosition start)
     : dataset_(dataset), options_(std::move(options)), normalisation_(normalisation(dataset)) {
   WS_CHECK(options_.batch_size > 0 && options_.threads > 0 && options_.prefetch > 0);
@@ -55,7 +55,7 @@ Loader::Loader(const Dataset& dataset, LoaderOptions options, LoaderPosition sta
                   fmt::format("{} holds samples of {} dimensions, not images (C, H, W)",
                               dataset.where, dataset.images.dim() - 1),
                   "leave the pipelines empty");
-  batches_per_epoch_ = count_batches(dataset.size(), options_.batch_size);
+  batches_per_epoch_ = weightsmith::batches_per_epoch(dataset.size(), options_.batch_size);
   claimed_ = consumed_ = start.epoch * batches_per_epoch_ + start.batch;
   slots_.resize(static_cast<std::size_t>(options_.prefetch));
   for (int i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { work(); });

@@ -36,6 +36,9 @@ struct Batch {
   at::Tensor labels;              ///< (B) int64
 };
 
+/// Batches that an epoch over `samples` samples has; see Loader.
+std::int64_t batches_per_epoch(std::int64_t samples, std::int64_t batch_size);
+
 /// Shuffled, augmented, normalised batches, prepared by threads of its own. What a batch holds
 /// depends on (seed, epoch, sample, pipeline) alone: not on the number of threads, nor on where
 /// reading began, so a run resumes from a LoaderPosition.

@@ -10,8 +10,8 @@
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
-#include "weightsmith/merge/batch_norm_observer.h"
-#include "weightsmith/merge/channel_moments.h"
+#include "weightsmith/eval/batch_norm_observer.h"
+#include "weightsmith/eval/channel_moments.h"
 #include "weightsmith/model/graph_runner.h"
 
 namespace weightsmith {

@@ -17,7 +17,7 @@ namespace {
 constexpr const char* kPrefix = "checkpoint-";
 constexpr const char* kSuffix = ".safetensors";
 constexpr const char* kMetadataKey = "weightsmith";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 const std::string kOptimizerPrefix = "optimizer.";
 const std::string kBufferPrefix = "buffer.";
 

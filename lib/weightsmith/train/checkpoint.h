@@ -22,8 +22,8 @@ struct Checkpoint {
   double elapsed_s = 0;                              ///< of the running epoch
   nlohmann::json history = nlohmann::json::array();  ///< one object a finished epoch
   nlohmann::json config;  ///< what the run was made with (checkpoint_config)
-  TensorMap optimizer;    ///< Lookaround::state()
-  TensorMap buffers;      ///< of the network
+  TensorMap optimizer;    ///< TrainingMethod::state()
+  TensorMap buffers;      ///< NormStatistics::state()
 };
 
 /// Writes a checkpoint (atomic), then removes others but the `keep - 1` before it. One that is

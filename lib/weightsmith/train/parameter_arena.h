@@ -49,11 +49,12 @@ class ParameterArena {
   /// Makes the parameters show the mean of the heads, computed into memory of its own; the heads
   /// stay as they are. O(heads · width).
   void show_mean();
+  /// Makes the parameters views of `flat` (width), laid out as a head is. O(number of parameters).
+  void show_values(const at::Tensor& flat);
   /// Replaces every head by the mean of the heads, (1/d)·θ₀ + (1/d)·θ₁ + … O(heads · width).
   void average();
 
  private:
-  void show_values(const at::Tensor& flat);
   void mean_into(float* const* targets, std::int64_t count) const;
 
   std::vector<Segment> segments_;

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/train/parameter_arena.h"
 
 namespace weightsmith {
 namespace {

@@ -1,21 +1,42 @@
 #include "weightsmith/train/train_config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "weightsmith/config/fields.h"
 
 namespace weightsmith {
 
+EnumNames<NormMode> enum_names(NormMode) {
+  return {{NormMode::kAuto, "auto"},
+          {NormMode::kShared, "shared"},
+          {NormMode::kPerHead, "per_head"},
+          {NormMode::kRecompute, "recompute"}};
+}
+
 EnumNames<MethodConfig::Type> enum_names(MethodConfig::Type) {
-  return {{MethodConfig::Type::kSgd, "sgd"}, {MethodConfig::Type::kLookaround, "lookaround"}};
+  using Type = MethodConfig::Type;
+  return {{Type::kSgd, "sgd"},   {Type::kLookaround, "lookaround"}, {Type::kSwa, "swa"},
+          {Type::kSwad, "swad"}, {Type::kLookahead, "lookahead"},   {Type::kEma, "ema"}};
 }
 
 EnumNames<OptimizerConfig::Type> enum_names(OptimizerConfig::Type) {
-  return {{OptimizerConfig::Type::kSgd, "sgd"}};
+  using Type = OptimizerConfig::Type;
+  return {{Type::kSgd, "sgd"}, {Type::kAdam, "adam"}, {Type::kAdamW, "adamw"}};
 }
 
 EnumNames<ScheduleConfig::Type> enum_names(ScheduleConfig::Type) {
-  return {{ScheduleConfig::Type::kConstant, "constant"}, {ScheduleConfig::Type::kCosine, "cosine"}};
+  using Type = ScheduleConfig::Type;
+  return {{Type::kConstant, "constant"},
+          {Type::kCosine, "cosine"},
+          {Type::kMultiStep, "multi_step"},
+          {Type::kOneCycle, "one_cycle"}};
+}
+
+NormMode MethodConfig::norm_mode() const {
+  if (batch_norm != NormMode::kAuto) return batch_norm;
+  const bool running_average = type == Type::kSwa || type == Type::kSwad || type == Type::kEma;
+  return running_average ? NormMode::kRecompute : NormMode::kShared;
 }
 
 template <class Fields>
@@ -31,6 +52,18 @@ void fields(Fields& f, MethodConfig& c) {
   f("type", c.type);
   f("heads", c.heads);
   f("k", c.k);
+  f("alpha", c.alpha);
+  f("slow_from", c.slow_from);
+  f("decay", c.decay);
+  f("start_epoch", c.start_epoch);
+  f("every", c.every);
+  f("lr", c.lr);
+  f("anneal_epochs", c.anneal_epochs);
+  f("n_s", c.n_s);
+  f("n_e", c.n_e);
+  f("r", c.r);
+  f("validate_every", c.validate_every);
+  f("batch_norm", c.batch_norm);
 }
 
 template <class Fields>
@@ -41,6 +74,12 @@ void fields(Fields& f, OptimizerConfig& c) {
   f("dampening", c.dampening);
   f("weight_decay", c.weight_decay);
   f("nesterov", c.nesterov);
+  f("beta1", c.beta1);
+  f("beta2", c.beta2);
+  f("epsilon", c.epsilon);
+  f("clip_norm", c.clip_norm);
+  f("clip_value", c.clip_value);
+  f("accumulate", c.accumulate);
 }
 
 template <class Fields>
@@ -48,6 +87,10 @@ void fields(Fields& f, ScheduleConfig& c) {
   f("type", c.type);
   f("warmup_epochs", c.warmup_epochs);
   f("min_lr", c.min_lr);
+  f("milestones", c.milestones);
+  f("gamma", c.gamma);
+  f("peak", c.peak);
+  f("start_divisor", c.start_divisor);
 }
 
 template <class Fields>
@@ -87,41 +130,90 @@ nlohmann::json to_config(const CheckpointConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, TrainConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const TrainConfig& c) { return write_fields(c); }
 
+namespace {
+
+void require(bool holds, const char* key, std::string_view what,
+             std::string_view remedy = "see --print-schema") {
+  if (!holds) throw Error(ErrorKind::kConfig, key, what, remedy);
+}
+
+/// NaN is not positive.
+bool is_positive(double value) { return std::isfinite(value) && value > 0; }
+
+void validate_method(const MethodConfig& m, const TrainConfig& config) {
+  using Type = MethodConfig::Type;
+  require(m.heads >= 1, "method.heads", "must be at least 1");
+  require(m.k >= 1, "method.k", "must be at least 1");
+  require(m.alpha > 0 && m.alpha <= 1, "method.alpha", "must lie in (0, 1]");
+  require(m.decay >= 0 && m.decay < 1, "method.decay", "must lie in [0, 1)");
+  require(m.every >= 1, "method.every", "must be at least 1");
+  require(!m.lr || is_positive(*m.lr), "method.lr", "must be positive");
+  require(m.anneal_epochs >= 0, "method.anneal_epochs", "must not be negative");
+  require(m.n_s >= 1, "method.n_s", "must be at least 1");
+  require(m.n_e >= 1, "method.n_e", "must be at least 1");
+  require(std::isfinite(m.r) && m.r >= 1, "method.r", "must be at least 1");
+  require(!m.validate_every || *m.validate_every >= 1, "method.validate_every",
+          "must be at least 1");
+  require(!m.start_epoch || *m.start_epoch >= 0, "method.start_epoch", "must not be negative");
+  if (m.type == Type::kLookaround)
+    require(static_cast<std::int64_t>(config.augmentations.size()) == m.heads, "augmentations",
+            fmt::format("{} pipelines for {} heads", config.augmentations.size(), m.heads),
+            "give one pipeline a head; an empty one, [], changes nothing");
+  if (m.type == Type::kSwa)
+    require(m.first_averaged_epoch(config.epochs) < config.epochs, "method.start_epoch",
+            fmt::format("must lie below {} (epochs)", config.epochs),
+            "an average needs weights to average");
+  if (m.type == Type::kSwad)
+    require(config.data.validation > 0, "data.validation",
+            "swad finds its start and end by the loss on a validation share", "set it to 0.1, say");
+}
+
+void validate_optimizer(const OptimizerConfig& o) {
+  require(is_positive(o.lr), "optimizer.lr", "must be positive");
+  require(o.momentum >= 0 && o.momentum < 1, "optimizer.momentum", "must lie in [0, 1)");
+  require(o.dampening >= 0 && o.dampening <= 1, "optimizer.dampening", "must lie in [0, 1]");
+  require(std::isfinite(o.weight_decay) && o.weight_decay >= 0, "optimizer.weight_decay",
+          "must not be negative");
+  require(!o.nesterov || (o.momentum > 0 && o.dampening == 0), "optimizer.nesterov",
+          "needs momentum above 0 and dampening 0");
+  require(o.beta1 >= 0 && o.beta1 < 1, "optimizer.beta1", "must lie in [0, 1)");
+  require(o.beta2 >= 0 && o.beta2 < 1, "optimizer.beta2", "must lie in [0, 1)");
+  require(is_positive(o.epsilon), "optimizer.epsilon", "must be positive");
+  require(!o.clip_norm || is_positive(*o.clip_norm), "optimizer.clip_norm", "must be positive");
+  require(!o.clip_value || is_positive(*o.clip_value), "optimizer.clip_value", "must be positive");
+  require(o.accumulate >= 1, "optimizer.accumulate", "must be at least 1");
+}
+
+void validate_schedule(const ScheduleConfig& s, std::int64_t epochs, double lr) {
+  require(s.warmup_epochs >= 0 && s.warmup_epochs <= epochs, "schedule.warmup_epochs",
+          fmt::format("must lie in 0 to {} (epochs)", epochs));
+  require(s.min_lr >= 0 && s.min_lr <= lr, "schedule.min_lr",
+          "must lie between 0 and optimizer.lr");
+  require(std::is_sorted(s.milestones.begin(), s.milestones.end()) &&
+              (s.milestones.empty() || s.milestones.front() >= 1),
+          "schedule.milestones", "must be positive and ascending");
+  require(s.type != ScheduleConfig::Type::kMultiStep || !s.milestones.empty(),
+          "schedule.milestones", "missing", "say after how many epochs the rate falls: [60, 120]");
+  require(is_positive(s.gamma) && s.gamma <= 1, "schedule.gamma", "must lie in (0, 1]");
+  require(s.peak > 0 && s.peak < 1, "schedule.peak", "must lie between 0 and 1");
+  require(std::isfinite(s.start_divisor) && s.start_divisor >= 1, "schedule.start_divisor",
+          "must be at least 1");
+}
+
+}  // namespace
+
 void TrainConfig::validate() const {
-  const auto require = [](bool holds, const char* key, std::string_view what,
-                          std::string_view remedy = "see --print-schema") {
-    if (!holds) throw Error(ErrorKind::kConfig, key, what, remedy);
-  };
   require(!model.script.empty() || !model.builtin.empty(), "model", "missing",
           "name a `script` or a `builtin`");
   data.train.validate("data.train");
   if (data.test) data.test->validate("data.test");
   require(data.validation >= 0 && data.validation < 1, "data.validation", "must lie in [0, 1)");
   require(data.label_noise >= 0 && data.label_noise <= 1, "data.label_noise", "must lie in [0, 1]");
-
-  require(method.heads >= 1, "method.heads", "must be at least 1");
-  require(method.k >= 1, "method.k", "must be at least 1");
-  if (method.type == MethodConfig::Type::kLookaround)
-    require(static_cast<std::int64_t>(augmentations.size()) == method.heads, "augmentations",
-            fmt::format("{} pipelines for {} heads", augmentations.size(), method.heads),
-            "give one pipeline a head; an empty one, [], changes nothing");
-
-  require(std::isfinite(optimizer.lr) && optimizer.lr > 0, "optimizer.lr", "must be positive");
-  require(optimizer.momentum >= 0 && optimizer.momentum < 1, "optimizer.momentum",
-          "must lie in [0, 1)");
-  require(optimizer.dampening >= 0 && optimizer.dampening <= 1, "optimizer.dampening",
-          "must lie in [0, 1]");
-  require(std::isfinite(optimizer.weight_decay) && optimizer.weight_decay >= 0,
-          "optimizer.weight_decay", "must not be negative");
-  require(!optimizer.nesterov || (optimizer.momentum > 0 && optimizer.dampening == 0),
-          "optimizer.nesterov", "needs momentum above 0 and dampening 0");
-
   require(epochs >= 1, "epochs", "must be at least 1");
   require(batch_size >= 1, "batch_size", "must be at least 1");
-  require(schedule.warmup_epochs >= 0 && schedule.warmup_epochs <= epochs, "schedule.warmup_epochs",
-          fmt::format("must lie in 0 to {} (epochs)", epochs));
-  require(schedule.min_lr >= 0 && schedule.min_lr <= optimizer.lr, "schedule.min_lr",
-          "must lie between 0 and optimizer.lr");
+  validate_method(method, *this);
+  validate_optimizer(optimizer);
+  validate_schedule(schedule, epochs, optimizer.lr);
   require(checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "must be at least 1");
   require(checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1");
   require(seed >= 0, "seed", "must not be negative");

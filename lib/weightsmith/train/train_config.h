@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
@@ -11,6 +12,7 @@
 #include "weightsmith/data/data_config.h"
 #include "weightsmith/eval/objective.h"
 #include "weightsmith/model/script_model.h"
+#include "weightsmith/train/lookahead.h"
 
 namespace weightsmith {
 
@@ -21,28 +23,73 @@ struct TrainDataConfig {
   double label_noise = 0.0;        ///< share of training labels replaced by a uniform class
 };
 
-struct MethodConfig {
-  enum class Type { kSgd, kLookaround };
-  Type type = Type::kLookaround;
-  std::int64_t heads = 3;  ///< d: networks trained side by side, one augmentation pipeline each
-  std::int64_t k = 5;      ///< rounds between two averages
+/// Where the batch-norm statistics of the result come from.
+enum class NormMode {
+  kAuto,       ///< what the paper of the method does: recompute for swa, swad and ema, else shared
+  kShared,     ///< one set that every step of every head updates
+  kPerHead,    ///< a set a head; the result has their mean
+  kRecompute,  ///< computed anew on the training samples for a result that is an average
 };
+EnumNames<NormMode> enum_names(NormMode);
+
+/// A method and the keys of all methods; those of others are ignored, so that `type` can be changed
+/// by itself.
+struct MethodConfig {
+  enum class Type { kSgd, kLookaround, kSwa, kSwad, kLookahead, kEma };
+  Type type = Type::kLookaround;
+  std::int64_t heads = 3;  ///< lookaround: d networks side by side, one augmentation pipeline each
+  std::int64_t k = 5;      ///< lookaround: rounds; lookahead: steps between two averages
+  double alpha = 0.5;      ///< lookahead: how far the slow weights go
+  SlowFrom slow_from = SlowFrom::kStart;    ///< lookahead: what they start as
+  double decay = 0.999;                     ///< ema: β
+  std::optional<std::int64_t> start_epoch;  ///< swa: epochs before; default: three quarters
+  std::int64_t every = 1;                   ///< swa: batches between two weights averaged
+  std::optional<double> lr;                 ///< swa: learning rate there; default: the schedule's
+  std::int64_t anneal_epochs = 10;          ///< swa: over which the rate gets there
+  std::int64_t n_s = 3;                     ///< swad: N_s
+  std::int64_t n_e = 6;                     ///< swad: N_e
+  double r = 1.2;                           ///< swad: tolerance rate
+  std::optional<std::int64_t> validate_every;  ///< swad: batches; default: once an epoch
+  NormMode batch_norm = NormMode::kAuto;
+
+  /// What `batch_norm` comes to; never kAuto.
+  NormMode norm_mode() const;
+  /// Copies of the parameters that gradients are taken at.
+  std::int64_t trained_heads() const { return type == Type::kLookaround ? heads : 1; }
+  std::int64_t first_averaged_epoch(std::int64_t epochs) const {
+    return start_epoch.value_or(epochs * 3 / 4);
+  }
+};
+
+EnumNames<MethodConfig::Type> enum_names(MethodConfig::Type);
 
 struct OptimizerConfig {
-  enum class Type { kSgd };
+  enum class Type { kSgd, kAdam, kAdamW };
   Type type = Type::kSgd;
   double lr = 0.1;
-  double momentum = 0.9;
-  double dampening = 0.0;
+  double momentum = 0.9;   ///< sgd
+  double dampening = 0.0;  ///< sgd
   double weight_decay = 5e-4;
-  bool nesterov = false;
+  bool nesterov = false;                  ///< sgd
+  double beta1 = 0.9;                     ///< adam, adamw
+  double beta2 = 0.999;                   ///< adam, adamw
+  double epsilon = 1e-8;                  ///< adam, adamw
+  std::optional<double> clip_norm = {};   ///< largest norm of all gradients together
+  std::optional<double> clip_value = {};  ///< largest absolute value of a gradient
+  std::int64_t accumulate = 1;            ///< parts that a batch's gradient is summed over
 };
 
+EnumNames<OptimizerConfig::Type> enum_names(OptimizerConfig::Type);
+
 struct ScheduleConfig {
-  enum class Type { kConstant, kCosine };
+  enum class Type { kConstant, kCosine, kMultiStep, kOneCycle };
   Type type = Type::kCosine;
-  std::int64_t warmup_epochs = 1;  ///< linear from 0, once a batch
-  double min_lr = 1e-5;            ///< what cosine falls to
+  std::int64_t warmup_epochs = 1;             ///< linear from 0, once a batch
+  double min_lr = 1e-5;                       ///< what cosine and one_cycle fall to
+  std::vector<std::int64_t> milestones = {};  ///< multi_step: epochs from which the rate is lower
+  double gamma = 0.1;                         ///< multi_step: by this factor each
+  double peak = 0.3;          ///< one_cycle: share of the run up to the highest rate
+  double start_divisor = 25;  ///< one_cycle: begins at lr / start_divisor
 };
 
 struct CheckpointConfig {
@@ -66,6 +113,11 @@ struct TrainConfig {
   std::filesystem::path out;
   std::string device = "auto";
   std::int64_t threads = 0;  ///< 0: what the process may use
+
+  /// Gradients taken a batch: one a pipeline.
+  std::int64_t views() const {
+    return std::max<std::int64_t>(static_cast<std::int64_t>(augmentations.size()), 1);
+  }
 
   /// Cross-field rules a schema cannot say; throws Error{kConfig} naming the key.
   void validate() const;

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <iterator>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -25,7 +26,9 @@
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/checkpoint.h"
-#include "weightsmith/train/lookaround.h"
+#include "weightsmith/train/gradient_clipping.h"
+#include "weightsmith/train/methods.h"
+#include "weightsmith/train/norm_statistics.h"
 #include "weightsmith/train/parameter_arena.h"
 #include "weightsmith/train/schedule.h"
 #include "weightsmith/train/train_data.h"
@@ -57,6 +60,9 @@ LoaderOptions loader_options(const TrainConfig& config) {
   return options;
 }
 
+/// Samples that flow through the network together when batch-norm statistics are recomputed.
+constexpr std::int64_t kNormBatch = 256;
+
 class Run {
  public:
   Run(const TrainConfig& config, const TrainOptions& options, Progress& progress)
@@ -66,13 +72,10 @@ class Run {
         data_(load_train_data(config.data, config.seed)),
         objective_(config.objective, data_.classes),
         model_(load_model(config, options)),
-        arena_(std::in_place, model_.parameters(),
-               config.method.type == MethodConfig::Type::kLookaround ? config.method.heads : 1,
-               model_.where()),
-        optimizer_(*arena_,
-                   {config.optimizer.momentum, config.optimizer.dampening,
-                    config.optimizer.weight_decay, config.optimizer.nesterov},
-                   config.method.k) {
+        arena_(std::in_place, model_.parameters(), config.method.trained_heads(), model_.where()),
+        batches_(batches_per_epoch(data_.train.size(), config.batch_size)),
+        method_(make_method(config, *arena_, batches_)),
+        norms_(model_, config.method.norm_mode(), config.method.trained_heads()) {
     check_storable(model_.state_dict(), model_.where());
     if (config.objective.candidates == Candidates::kData) {
       check_test_competes();
@@ -94,16 +97,14 @@ class Run {
     objective_.loss(model_.forward(normalised_batch(data_.train, 0, 1).to(device_)),
                     data_.train.labels.narrow(0, 0, 1).to(device_));
     const Loader loader(data_.train, loader_options(config_));
-    const auto views =
-        static_cast<std::int64_t>(std::max<std::size_t>(config_.augmentations.size(), 1));
     nlohmann::json plan = {{"dry_run", true},
                            {"parameters", result_.parameters},
                            {"heads", arena_->heads()},
                            {"training_samples", data_.train.size()},
                            {"validation_samples", data_.validation ? data_.validation->size() : 0},
                            {"test_samples", data_.test ? data_.test->size() : 0},
-                           {"batches_per_epoch", loader.batches_per_epoch()},
-                           {"steps", config_.epochs * loader.batches_per_epoch() * views},
+                           {"batches_per_epoch", batches_},
+                           {"steps", config_.epochs * batches_ * config_.views()},
                            {"estimated_memory_bytes", estimated_bytes()},
                            {"out", config_.out.string()}};
     if (const std::string warning = frozen_warning(); !warning.empty())
@@ -132,11 +133,11 @@ class Run {
  private:
   using Clock = std::chrono::steady_clock;
 
-  /// Heads, their momenta, one gradient and one average, and the data; activations come on top.
+  /// What the method keeps, one gradient and one average, and the data; activations come on top.
   std::int64_t estimated_bytes() const {
-    const bool lookaround = config_.method.type == MethodConfig::Type::kLookaround;
-    const std::int64_t copies = 2 * (lookaround ? config_.method.heads : 1) + 2;
-    auto bytes = copies * result_.parameters * static_cast<std::int64_t>(sizeof(float));
+    auto bytes = 2 * result_.parameters * static_cast<std::int64_t>(sizeof(float));
+    for (const auto& [name, tensor] : method_->state())
+      bytes += static_cast<std::int64_t>(tensor.nbytes());
     for (const Dataset* set : data_.all()) bytes += static_cast<std::int64_t>(set->images.nbytes());
     return bytes;
   }
@@ -198,25 +199,17 @@ class Run {
     const std::filesystem::path& path = found->first;
     Checkpoint& saved = found->second;
     check_same_config(saved.config, state_.config, path);
-    optimizer_.load_state(saved.optimizer, saved.steps, path.string());
-    const at::NoGradGuard no_grad;
-    for (auto& [name, buffer] : model_.buffers()) {
-      const auto it = saved.buffers.find(name);
-      if (it == saved.buffers.end() || it->second.sizes() != buffer.sizes())
-        throw Error(ErrorKind::kInput, path.string(),
-                    fmt::format("buffer {} does not fit {}", name, model_.where()),
-                    "resume with the network the checkpoint was made with");
-      at::Tensor target = buffer;
-      target.copy_(it->second);
-    }
+    method_->load_state(saved.optimizer, saved.steps, path.string());
+    norms_.load_state(saved.buffers, path.string());
+    norms_.show(method_->head());
     state_ = std::move(saved);
     result_.resumed_from = state_.position;
   }
 
   std::filesystem::path save_checkpoint() {
-    state_.steps = optimizer_.steps();
-    state_.optimizer = optimizer_.state();
-    state_.buffers = model_.buffers();
+    state_.steps = method_->steps();
+    state_.optimizer = method_->state();
+    state_.buffers = norms_.state();
     return write_checkpoint(config_.out, state_, config_.checkpoint.keep);
   }
 
@@ -226,31 +219,52 @@ class Run {
       epoch_start_ = Clock::now() - std::chrono::duration_cast<Clock::duration>(
                                         std::chrono::duration<double>(state_.elapsed_s));
       train_epoch(loader);
-      score_epoch(loader.batches_per_epoch());
+      score_epoch();
       const bool is_last = state_.position.epoch == config_.epochs;
       if (is_last || state_.position.epoch % config_.checkpoint.every_epochs == 0)
         save_checkpoint();
     }
   }
 
-  double rate(std::int64_t batches, std::int64_t batch) const {
-    return learning_rate(config_.schedule, config_.optimizer.lr, config_.epochs, batches,
-                         state_.position.epoch, batch);
+  double rate(std::int64_t batch) const {
+    return learning_rate(config_, batches_, state_.position.epoch, batch);
   }
 
   void train_epoch(Loader& loader) {
-    const std::int64_t batches = loader.batches_per_epoch();
-    Phase phase(progress_, "train", batches, "batches");
+    validate_if_wanted();
+    while (state_.position.batch < batches_) {
+      train_batches(loader);
+      validate_if_wanted();
+    }
+  }
+
+  /// Until the end of the epoch or until a validation is wanted.
+  void train_batches(Loader& loader) {
+    Phase phase(progress_, "train", batches_, "batches");
     model_.train(true);
-    while (state_.position.batch < batches) {
+    do {
       const Batch batch = loader.next();
-      const double lr = rate(batches, state_.position.batch);
+      const double lr = rate(state_.position.batch);
       for (std::size_t view = 0; view < batch.views.size(); ++view) step(batch, view, lr);
       ++state_.position.batch;
       phase.update(state_.position.batch,
                    fmt::format("epoch {}/{}, loss {:.4f}", state_.position.epoch + 1,
                                config_.epochs, mean_loss()));
       if (stop_requested() != 0) stop();
+    } while (state_.position.batch < batches_ && !method_->wants_validation());
+  }
+
+  /// Asked before the next step, so that a run that is stopped here does it when it is resumed.
+  void validate_if_wanted() {
+    if (!method_->wants_validation()) return;
+    WS_CHECK(data_.validation.has_value());
+    try {
+      EvaluationOptions options;
+      options.device = device_;
+      method_->observe_validation(
+          evaluate(model_, *data_.validation, objective_, options, progress_).loss);
+    } catch (const Interrupted&) {
+      stop();
     }
   }
 
@@ -261,25 +275,49 @@ class Run {
     };
     const at::AutoGradMode with_grad(true);
     at::manual_seed(Rng(static_cast<std::uint64_t>(config_.seed),
-                        {kForwardStream, static_cast<std::uint64_t>(optimizer_.steps())})
+                        {kForwardStream, static_cast<std::uint64_t>(method_->steps())})
                         .next());
+    norms_.show(method_->head());
     try {
-      const at::Tensor outputs = model_.forward(batch.views[view].to(device_));
-      const at::Tensor loss = objective_.loss(outputs, batch.labels.to(device_));
-      const auto value = loss.item<double>();
-      if (!std::isfinite(value))
-        throw Error(ErrorKind::kNumeric, model_.where(),
-                    fmt::format("the loss is {} at {}", value, here()),
-                    "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints "
-                    "were kept");
-      loss.backward();
+      const double value = backward(batch.views[view].to(device_), batch.labels.to(device_), here);
       state_.loss_sum += value;
       ++state_.loss_count;
     } catch (...) {
       throw_jit_error(ErrorKind::kInput, model_.where(), "the training step failed at " + here(),
                       "lower batch_size where memory ran out");
     }
-    optimizer_.step(lr);
+    clip_gradients(arena_->parameters(), config_.optimizer.clip_norm, config_.optimizer.clip_value);
+    method_->step(lr);
+  }
+
+  /// Adds the gradients of the batch's mean loss, part by part, to the parameters' and returns that
+  /// loss. No part but an only one holds a single sample (train/trainer.h).
+  template <class Here>
+  double backward(const at::Tensor& inputs, const at::Tensor& labels, const Here& here) {
+    const std::int64_t samples = labels.size(0);
+    const std::int64_t parts =
+        std::clamp<std::int64_t>(samples / 2, 1, config_.optimizer.accumulate);
+    double sum = 0;
+    for (std::int64_t p = 0; p < parts; ++p) {
+      const std::int64_t begin = p * samples / parts;
+      const std::int64_t count = (p + 1) * samples / parts - begin;
+      const double share = static_cast<double>(count) / static_cast<double>(samples);
+      const at::Tensor loss =
+          loss_of(inputs.narrow(0, begin, count), labels.narrow(0, begin, count));
+      const auto value = loss.item<double>();
+      if (!std::isfinite(value))
+        throw Error(ErrorKind::kNumeric, model_.where(),
+                    fmt::format("the loss is {} at {}", value, here()),
+                    "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints "
+                    "were kept");
+      (parts == 1 ? loss : loss * share).backward();
+      sum += share * value;
+    }
+    return sum;
+  }
+
+  at::Tensor loss_of(const at::Tensor& inputs, const at::Tensor& labels) {
+    return objective_.loss(model_.forward(inputs), labels);
   }
 
   /// Writes everything and ends the run; a resumed one goes on with the next batch.
@@ -290,12 +328,13 @@ class Run {
     throw Interrupted(signal, path.filename().string() + " was written, --resume continues");
   }
 
-  void score_epoch(std::int64_t batches) {
+  void score_epoch() {
     nlohmann::json row = {{"epoch", state_.position.epoch + 1},
-                          {"steps", optimizer_.steps()},
-                          {"lr", rate(batches, batches - 1)},
+                          {"steps", method_->steps()},
+                          {"lr", rate(batches_ - 1)},
                           {"train_loss", mean_loss()}};
     try {
+      const ShowResult shown(*this);
       if (data_.validation) {
         row["validation"] = evaluation_json(score(*data_.validation));
       } else if (data_.test) {
@@ -314,14 +353,37 @@ class Run {
     write_metrics();
   }
 
+  void show_result() {
+    method_->show_result();
+    norms_.show_result(method_->result_is_average(), data_.train, kNormBatch, device_, progress_);
+  }
+
+  /// Shows the result for as long as this lives; training goes on after it even when a stop came
+  /// in between.
+  class ShowResult {
+   public:
+    explicit ShowResult(Run& run) : run_(run) {
+      try {
+        run.show_result();
+      } catch (...) {
+        back();
+        throw;
+      }
+    }
+    ~ShowResult() { back(); }
+    ShowResult(const ShowResult&) = delete;
+    ShowResult& operator=(const ShowResult&) = delete;
+
+   private:
+    void back() {
+      run_.norms_.show_training();
+      run_.method_->show_training();
+    }
+
+    Run& run_;
+  };
+
   Evaluation score(const Dataset& dataset) {
-    optimizer_.show_average();
-    // Shown again even when the evaluation is stopped: the checkpoint does not depend on it, the
-    // next step does.
-    struct Restore {
-      Lookaround& optimizer;
-      ~Restore() { optimizer.show_head(); }
-    } const restore{optimizer_};
     EvaluationOptions options;
     options.device = device_;
     return evaluate(model_, dataset, objective_, options, progress_);
@@ -335,15 +397,16 @@ class Run {
 
   void finish() {
     write_metrics();
+    show_result();
     if (data_.validation) result_.validation = score(*data_.validation);
     if (data_.test) result_.test = score(*data_.test);
     result_.epochs = state_.position.epoch;
-    result_.steps = optimizer_.steps();
+    result_.steps = method_->steps();
     result_.train_loss = state_.history.back().at("train_loss").get<double>();
     result_.model = config_.out / "model.pt";
     result_.weights = config_.out / "model.safetensors";
 
-    optimizer_.show_average();
+    method_.reset();
     arena_.reset();  // the archive would hold every head otherwise: parameters are views of them
     model_.train(false);
     model_.metadata()["training"] = state_.config;
@@ -362,7 +425,9 @@ class Run {
   Objective objective_;
   ScriptModel model_;
   std::optional<ParameterArena> arena_;
-  Lookaround optimizer_;
+  std::int64_t batches_;  // an epoch
+  std::unique_ptr<TrainingMethod> method_;
+  NormStatistics norms_;
   Checkpoint state_;
   TrainResult result_;
   std::vector<std::filesystem::path> inputs_;

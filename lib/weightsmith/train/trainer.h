@@ -47,16 +47,17 @@ nlohmann::json train_result_json(const TrainResult& result);
 nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& options);
 
 /// Trains a network and writes to `config.out`:
-/// - model.pt, model.safetensors: the mean of the heads after the last epoch, whatever its score:
-///   nothing is selected on the test set;
+/// - model.pt, model.safetensors: the method's result (TrainingMethod::show_result) after the last
+///   epoch, whatever its score: nothing is selected on the test set;
 /// - metrics.jsonl: one object a finished epoch (`epoch`, `steps`, `lr`, `train_loss`, `seconds`,
-///   and `validation` or `test` scored with the mean of the heads);
+///   and `validation` or `test` scored with the result so far);
 /// - checkpoint-*.safetensors (train/checkpoint.h).
 ///
 /// Every batch shows the same samples once through each augmentation pipeline. With `lookaround`,
-/// pipeline h is head h's; `sgd` steps through them one after the other, so that an epoch costs
-/// both methods as many gradients. Batch-norm statistics are shared by the heads, as in the
-/// authors' program. On the CPU, with the same number of threads, the weights depend on the
+/// pipeline h is head h's; the other methods step through them one after the other, so that an
+/// epoch costs all methods as many gradients. Batch-norm statistics of the result:
+/// train/norm_statistics.h. A batch is taken in `optimizer.accumulate` parts, fewer where one would
+/// hold a single sample. On the CPU, with the same number of threads, the weights depend on the
 /// configuration alone: a run that was stopped and resumed any number of times ends with the same
 /// bits.
 ///

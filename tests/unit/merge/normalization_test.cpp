@@ -1,4 +1,4 @@
-#include "weightsmith/merge/normalization.h"
+#include "weightsmith/eval/normalization.h"
 
 #include <ATen/ATen.h>
 

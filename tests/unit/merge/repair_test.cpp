@@ -7,7 +7,7 @@
 
 #include "support/expect_error.h"
 #include "weightsmith/merge/networks.h"
-#include "weightsmith/merge/normalization.h"
+#include "weightsmith/eval/normalization.h"
 #include "weightsmith/model/builtin.h"
 
 namespace weightsmith {

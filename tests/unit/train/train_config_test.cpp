@@ -103,7 +103,20 @@ TEST_CASE("configurations that contradict themselves are refused by key", "[trai
   CHECK_THAT(refused("/optimizer/momentum", 1), Catch::Contains("optimizer.momentum"));
   CHECK_THAT(refused("/optimizer", {{"nesterov", true}, {"momentum", 0}}),
              Catch::Contains("optimizer.nesterov"));
-  CHECK_THAT(refused("/optimizer/type", "adam"), Catch::Contains("known values: sgd"));
+  CHECK_THAT(refused("/optimizer/type", "adagrad"),
+             Catch::Contains("known values: sgd, adam, adamw"));
+  CHECK_THAT(refused("/optimizer/beta2", 1), Catch::Contains("optimizer.beta2"));
+  CHECK_THAT(refused("/optimizer/clip_norm", 0), Catch::Contains("optimizer.clip_norm"));
+  CHECK_THAT(refused("/optimizer/accumulate", 0), Catch::Contains("optimizer.accumulate"));
+  CHECK_THAT(refused("/method", {{"type", "swa"}, {"start_epoch", 200}}),
+             Catch::Contains("method.start_epoch"));
+  CHECK_THAT(refused("/method/alpha", 0), Catch::Contains("method.alpha"));
+  CHECK_THAT(refused("/method/decay", 1), Catch::Contains("method.decay"));
+  CHECK_THAT(refused("/method/r", 0.9), Catch::Contains("method.r"));
+  CHECK_THAT(refused("/schedule/type", "multi_step"), Catch::Contains("schedule.milestones"));
+  CHECK_THAT(refused("/schedule/milestones", {60, 30}), Catch::Contains("schedule.milestones"));
+  CHECK_THAT(refused("/schedule/gamma", 0), Catch::Contains("schedule.gamma"));
+  CHECK_THAT(refused("/schedule/peak", 1), Catch::Contains("schedule.peak"));
   CHECK_THAT(refused("/schedule/warmup_epochs", 201), Catch::Contains("schedule.warmup_epochs"));
   CHECK_THAT(refused("/schedule/min_lr", 0.2), Catch::Contains("schedule.min_lr"));
   CHECK_THAT(refused("/data/validation", 1), Catch::Contains("data.validation"));
@@ -112,6 +125,12 @@ TEST_CASE("configurations that contradict themselves are refused by key", "[trai
   CHECK_THAT(refused("/out", ""), Catch::Contains("--out"));
   CHECK_THAT(refused("/model", nlohmann::json::object()), Catch::Contains("model"));
   CHECK_THAT(refused("/augmentations/0/0", "random_corp"), Catch::Contains("augmentations[0][0]"));
+  nlohmann::json swad = example();
+  swad["method"]["type"] = "swad";
+  parse(swad).validate();
+  swad["data"].erase("validation");
+  testing::expect_error(ErrorKind::kConfig, {"data.validation", "swad"},
+                        [&] { parse(swad).validate(); });
   CHECK_THAT(refused("/batchsize", 3), Catch::Contains("did you mean \"batch_size\""));
 }
 

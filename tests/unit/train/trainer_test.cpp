@@ -14,8 +14,10 @@
 #include "weightsmith/core/progress.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/core/stop.h"
+#include "weightsmith/eval/normalization.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/checkpoint.h"
+#include "weightsmith/train/train_data.h"
 
 namespace weightsmith {
 namespace {
@@ -139,19 +141,55 @@ TEST_CASE("the same seed gives the same bits, another seed others", "[train]") {
   CHECK_FALSE(same(weights_of(folder / "a"), weights_of(folder / "c")));
 }
 
-TEST_CASE("a run stopped anywhere and resumed ends with the same bits", "[train]") {
-  testing::TemporaryFolder folder;
-  for (const auto type : {MethodConfig::Type::kLookaround, MethodConfig::Type::kSgd}) {
-    TrainConfig config = small_config(folder / ("whole" + std::to_string(static_cast<int>(type))));
+/// Every method, and every kind of state that a run may have beside it.
+std::vector<std::pair<std::string, TrainConfig>> all_kinds_of_runs(
+    const std::filesystem::path& folder) {
+  using Type = MethodConfig::Type;
+  std::vector<std::pair<std::string, TrainConfig>> runs;
+  const auto add = [&](const std::string& name, Type type) -> TrainConfig& {
+    runs.emplace_back(name, small_config(folder / name));
+    TrainConfig& config = runs.back().second;
     config.method.type = type;
     config.data.validation = 0.2;
+    config.schedule.warmup_epochs = 0;
+    return config;
+  };
+  for (const auto& [type, name] : enum_names(Type{})) add(name, type);
+  runs.back().second.method.decay = 0.9;
+  TrainConfig& swa = add("swa early", Type::kSwa);
+  swa.method.start_epoch = 1;
+  swa.method.lr = 0.03;
+  swa.method.every = 2;
+  TrainConfig& swad = add("swad every batch", Type::kSwad);
+  swad.method.validate_every = 1;
+  swad.method.n_s = 2;
+  swad.method.n_e = 2;
+  swad.method.r = 1;
+  TrainConfig& per_head = add("per head", Type::kLookaround);
+  per_head.method.batch_norm = NormMode::kPerHead;
+  per_head.optimizer.type = OptimizerConfig::Type::kAdam;
+  per_head.optimizer.lr = 0.003;
+  TrainConfig& recomputed = add("recomputed", Type::kLookaround);
+  recomputed.method.batch_norm = NormMode::kRecompute;
+  recomputed.optimizer.type = OptimizerConfig::Type::kAdamW;
+  recomputed.optimizer.lr = 0.003;
+  recomputed.optimizer.accumulate = 2;
+  recomputed.optimizer.clip_norm = 0.5;
+  return runs;
+}
+
+TEST_CASE("a run of any method stopped anywhere and resumed ends with the same bits", "[train]") {
+  testing::TemporaryFolder folder;
+  for (auto& [name, config] : all_kinds_of_runs(folder.path())) {
+    INFO(name);
     train_quietly(config);
     const TensorMap expected = weights_of(config.out);
     const auto rows = metrics_of(config.out);
-    // 3 epochs of 3 batches and one evaluation report 12 times: stop once at every report, and at
-    // random ones until the end.
+    // 3 epochs of 3 batches, each with at least one evaluation, report 12 times and more: stop once
+    // at every report (or every third), and at random ones until the end.
     Rng rng(4);
-    for (std::int64_t first = 1; first <= 12; ++first) {
+    const std::int64_t apart = name == "lookaround" || name == "swad every batch" ? 1 : 3;
+    for (std::int64_t first = 1; first <= 12; first += apart) {
       config.out = folder / ("stopped" + std::to_string(first));
       bool resume = false;
       int stops = 0;
@@ -174,6 +212,98 @@ TEST_CASE("a run stopped anywhere and resumed ends with the same bits", "[train]
       CHECK(metrics_of(config.out) == rows);
       std::filesystem::remove_all(config.out);
     }
+  }
+}
+
+TEST_CASE("every method makes as many steps on the same samples", "[train]") {
+  testing::TemporaryFolder folder;
+  for (auto& [name, config] : all_kinds_of_runs(folder.path())) {
+    INFO(name);
+    NoProgress progress;
+    const TrainResult result = train(config, {}, progress);
+    CHECK(result.steps == 3 * 3 * 3);
+    CHECK(training_plan(config, {})["steps"] == result.steps);
+    for (const auto& [key, tensor] : weights_of(config.out))
+      if (tensor.is_floating_point()) CHECK(at::isfinite(tensor).all().item<bool>());
+  }
+}
+
+/// Running means of the first norm.
+at::Tensor running_mean(const std::filesystem::path& out) {
+  return weights_of(out).at("bn1.running_mean");
+}
+
+TEST_CASE("batch-norm statistics of an average: shared, a set a head, or recomputed", "[train]") {
+  testing::TemporaryFolder folder;
+  const auto trained = [&](NormMode mode) {
+    TrainConfig config = small_config(folder / std::to_string(static_cast<int>(mode)));
+    config.method.batch_norm = mode;
+    config.method.k = 5;  // 12 rounds: the run ends between two averages
+    train_quietly(config);
+    return config.out;
+  };
+  const auto shared = trained(NormMode::kShared);
+  const auto per_head = trained(NormMode::kPerHead);
+  const auto recomputed = trained(NormMode::kRecompute);
+  // Statistics that are moved while training have no part in it.
+  for (const auto& [name, tensor] : weights_of(shared))
+    if (name.find("running") == std::string::npos && name.find("num_") == std::string::npos) {
+      CHECK(weights_of(per_head).at(name).equal(tensor));
+      CHECK(weights_of(recomputed).at(name).equal(tensor));
+    }
+  CHECK_FALSE(running_mean(shared).equal(running_mean(per_head)));
+  CHECK_FALSE(running_mean(shared).equal(running_mean(recomputed)));
+  // Each head has seen its own 12 batches, the shared statistics 36.
+  CHECK(weights_of(shared).at("bn1.num_batches_tracked").item<std::int64_t>() == 36);
+  CHECK(weights_of(per_head).at("bn1.num_batches_tracked").item<std::int64_t>() == 12);
+
+  ModelRef ref;
+  ref.script = recomputed / "model.pt";
+  ScriptModel model = ScriptModel::load(ref, {});
+  const TrainConfig config = small_config(folder / "unused");
+  NoProgress progress;
+  reset_batch_norm(model, load_train_data(config.data, config.seed).train, 16, at::kCPU, progress);
+  CHECK(at::allclose(model.state_dict().at("bn1.running_mean"), running_mean(recomputed), 1e-5,
+                     1e-6));
+}
+
+TEST_CASE("SWA's batch-norm statistics are those of the average", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "auto");
+  config.method.type = MethodConfig::Type::kSwa;
+  config.method.start_epoch = 1;
+  config.epochs = 6;
+  NoProgress progress;
+  const double recomputed = train(config, {}, progress).test->loss;
+  const at::Tensor mean = running_mean(config.out);
+  config.out = folder / "shared";
+  config.method.batch_norm = NormMode::kShared;
+  const double shared = train(config, {}, progress).test->loss;
+  CHECK_FALSE(mean.equal(running_mean(config.out)));
+  CHECK(recomputed < shared);
+  // Training itself does not notice that its result was looked at.
+  CHECK(metrics_of(folder / "auto").back()["train_loss"] ==
+        metrics_of(folder / "shared").back()["train_loss"]);
+}
+
+TEST_CASE("a batch taken in parts has the gradient of the whole", "[train]") {
+  testing::TemporaryFolder folder;
+  const auto trained = [&](std::int64_t parts) {
+    TrainConfig config = small_config(folder / std::to_string(parts));
+    config.model.options["norm"] = "none";  // batch statistics would be those of the parts
+    config.optimizer.accumulate = parts;
+    config.epochs = 1;
+    NoProgress progress;
+    const TrainResult result = train(config, {}, progress);
+    return std::pair{weights_of(config.out), result.train_loss};
+  };
+  const auto [whole, loss] = trained(1);
+  for (const std::int64_t parts : {2, 3, 100}) {
+    INFO(parts);
+    const auto [weights, own_loss] = trained(parts);
+    CHECK(own_loss == Approx(loss).epsilon(1e-5));
+    for (const auto& [name, tensor] : whole)
+      CHECK(at::allclose(weights.at(name), tensor, 1e-4, 1e-6));
   }
 }
 

@@ -1,4 +1,4 @@
-#include "weightsmith/merge/channel_moments.h"
+#include "weightsmith/eval/channel_moments.h"
 
 #include <ATen/ATen.h>
 

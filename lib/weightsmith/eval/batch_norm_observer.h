@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <map>
 
-#include "weightsmith/merge/channel_moments.h"
+#include "weightsmith/eval/channel_moments.h"
 #include "weightsmith/model/graph_runner.h"
 
 namespace weightsmith {

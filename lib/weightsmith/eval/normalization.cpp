@@ -1,11 +1,11 @@
-#include "weightsmith/merge/normalization.h"
+#include "weightsmith/eval/normalization.h"
 
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
 
 #include "weightsmith/core/stop.h"
-#include "weightsmith/merge/batch_norm_observer.h"
+#include "weightsmith/eval/batch_norm_observer.h"
 #include "weightsmith/model/graph_runner.h"
 
 namespace weightsmith {

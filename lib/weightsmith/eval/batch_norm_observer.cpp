@@ -1,4 +1,4 @@
-#include "weightsmith/merge/batch_norm_observer.h"
+#include "weightsmith/eval/batch_norm_observer.h"
 
 #include <torch/csrc/jit/ir/ir.h>
 

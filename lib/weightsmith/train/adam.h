@@ -1,0 +1,36 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+
+namespace weightsmith {
+
+/// Adam (Kingma & Ba, "Adam: A method for stochastic optimization", ICLR 2015, algorithm 1) and,
+/// with `decoupled`, AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization", ICLR
+/// 2019, algorithm 2 with the schedule inside the learning rate, as PyTorch has it).
+struct AdamOptions {
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0.0;  ///< λ
+  bool decoupled = false;     ///< AdamW
+};
+
+/// Step number t, counted from 1:
+///     g ← g + λ·θ                                  (Adam)
+///     θ ← θ − lr·λ·θ                               (AdamW)
+///     m ← β₁·m + (1 − β₁)·g,   v ← β₂·v + (1 − β₂)·g²
+///     θ ← θ − lr · m̂ / (√v̂ + ε),   m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
+/// `values`, `momenta` (m) and `squares` (v) are flat float32 tensors of equal size, changed in
+/// place; `gradient` has as many values, of any shape and strides; all on one device. O(size); on
+/// the CPU one pass over memory, elsewhere adam_step_by_operators.
+void adam_step(const AdamOptions& options, double lr, std::int64_t t, const at::Tensor& gradient,
+               at::Tensor& values, at::Tensor& momenta, at::Tensor& squares);
+
+/// The same by tensor operations, for any device.
+void adam_step_by_operators(const AdamOptions& options, double lr, std::int64_t t,
+                            const at::Tensor& gradient, at::Tensor& values, at::Tensor& momenta,
+                            at::Tensor& squares);
+
+}  // namespace weightsmith
