@@ -70,7 +70,9 @@ TEST_CASE("defaults, file, --set and flags, in this order") {
       {"--config", file, "--print-config", "--set", "epochs=7", "--set", "method.k=2", "--set",
        "seed=1", "--seed", "9", "--threads", "3", "--device", "cpu", "--out", "x"}));
   CHECK(config["epochs"] == 7);
-  CHECK(config["method"] == json{{"type", "lookaround"}, {"heads", 3}, {"k", 2}});
+  CHECK(config["method"]["type"] == "lookaround");
+  CHECK(config["method"]["heads"] == 3);
+  CHECK(config["method"]["k"] == 2);
   CHECK(config["seed"] == 9);
   CHECK(config["threads"] == 3);
   CHECK(config["device"] == "cpu");

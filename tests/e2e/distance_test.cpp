@@ -116,6 +116,42 @@ TEST_CASE("the distances between all models, and their tree") {
         1e-4);
 }
 
+TEST_CASE("as many steps as distances need, and no more") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  config["field"] = {{"steps", "auto"}, {"steps_tolerance", 0.02}};
+  const json automatic = measure(folder.path(), config);
+  const auto steps = automatic["steps"].get<std::int64_t>();
+  REQUIRE(automatic["steps_tried"].size() >= 1);
+  CHECK(automatic["steps_tried"].back()["steps"] == steps);
+  for (std::size_t i = 0; i < automatic["steps_tried"].size(); ++i) {
+    const bool enough = automatic["steps_tried"][i]["change"].get<double>() <= 0.02;
+    CHECK(enough == (i + 1 == automatic["steps_tried"].size()));
+  }
+  // Told explicitly, the same fields are found in the cache; many more give nearly the same.
+  config["field"] = {{"steps", steps}};
+  const json told = measure(folder.path(), config);
+  CHECK(told["distances"] == automatic["distances"]);
+  CHECK(told["models"] == automatic["models"]);
+  CHECK_FALSE(told.contains("steps_tried"));
+  config["field"] = {{"steps", 64}};
+  const json many = measure(folder.path(), config);
+  double largest = 0, worst = 0;
+  for (std::size_t i = 0; i < 9; ++i)
+    for (std::size_t j = 0; j < 9; ++j) {
+      const double exact = many["distances"][i][j].get<double>();
+      largest = std::max(largest, exact);
+      worst = std::max(worst, std::abs(exact - automatic["distances"][i][j].get<double>()));
+    }
+  CHECK(worst <= 0.06 * largest);
+
+  config["models"] = json::array({config["models"][0]});
+  config["field"] = {{"steps", "auto"}};
+  check_failure(modelgif_dist({"--config", write_config(folder / "one.json", config), "--out",
+                               (folder / "one").string(), "--quiet"}),
+                "modelgif-dist", 2, {"field.steps", "one model"});
+}
+
 TEST_CASE("a field of the subcommand, and the distance of two") {
   const TemporaryFolder folder;
   const std::string file = write_config(folder / "gif.json", family().config());

@@ -113,27 +113,79 @@ void GifRun::make_baselines() {
   }
 }
 
+void GifRun::read_victims_classes() {
+  if (config_.field.options.target != FieldTarget::kVictimPrediction) return;
+  ScriptModel victim = load(config_.index_of(config_.task.victim, "task.victim"));
+  const at::Tensor outputs = GradientField(victim, config_.field.options).outputs(inputs_.inputs);
+  if (outputs.dim() != 2)
+    throw Error(ErrorKind::kInput, victim.where(),
+                fmt::format("outputs of shape [{}], (B, K) wanted of a victim",
+                            fmt::join(outputs.sizes(), ", ")),
+                "set field.target to sum or channel_max");
+  inputs_.classes = outputs.argmax(1).cpu();
+}
+
+void GifRun::choose_steps() {
+  if (config_.field.steps) return;
+  constexpr std::int64_t kSamples = 16, kModels = 8, kMost = 128;
+  const Phase phase(run_.progress(), "choose steps");
+  const auto all = static_cast<std::int64_t>(config_.models.size());
+  const std::int64_t count = std::min(all, kModels);
+  const std::int64_t samples = std::min(inputs_.inputs.size(0), kSamples);
+  const FieldInputs pilot{
+      inputs_.inputs.narrow(0, 0, samples), inputs_.baselines.narrow(0, 0, samples),
+      inputs_.classes.defined() ? inputs_.classes.narrow(0, 0, samples) : inputs_.classes};
+  FieldOptions& options = config_.field.options;
+  const auto distances_with = [&](std::int64_t steps) {
+    options.steps = steps;
+    std::vector<FieldSource> sources;
+    for (std::int64_t m = 0; m < count; ++m) {
+      ScriptModel model = load(static_cast<std::size_t>(m * all / count));
+      GradientField field(model, options, config_.batch_size.value_or(0));
+      sources.push_back(source_of(field.compute(pilot).field));
+    }
+    return field_distances(sources, config_.distance).mean;
+  };
+  at::Tensor before = distances_with(2);
+  std::int64_t steps = 2;
+  double change = 0;
+  for (;; steps *= 2) {
+    const at::Tensor after = distances_with(2 * steps);
+    const double size = after.abs().max().item<double>();
+    const double moved = (after - before).abs().max().item<double>();
+    change = size > 0 ? moved / size : 0;
+    steps_tried_.push_back({{"steps", steps}, {"change", change}});
+    if (change <= config_.field.steps_tolerance) break;
+    if (steps == kMost) {
+      run_.progress().warn(
+          fmt::format("{} steps, and doubling them still changes distances by "
+                      "{:.2g} of the largest; see field.steps_tolerance",
+                      steps, change));
+      break;
+    }
+    before = after;
+  }
+  run_.show(
+      fmt::format("{} steps: doubling them changes distances between {} models on {} samples "
+                  "by at most {:.2g} of the largest",
+                  steps, count, samples, change));
+  options.steps = steps;
+  config_.field.steps = steps;
+}
+
 void GifRun::try_out() {
+  read_victims_classes();
+  choose_steps();
   Phase phase(run_.progress(), "check models", static_cast<std::int64_t>(config_.models.size()),
               "models");
   const FieldOptions& options = config_.field.options;
-  if (options.target == FieldTarget::kVictimPrediction) {
-    ScriptModel victim = load(config_.index_of(config_.task.victim, "task.victim"));
-    const at::Tensor outputs = GradientField(victim, options).outputs(inputs_.inputs);
-    if (outputs.dim() != 2)
-      throw Error(ErrorKind::kInput, victim.where(),
-                  fmt::format("outputs of shape [{}], (B, K) wanted of a victim",
-                              fmt::join(outputs.sizes(), ", ")),
-                  "set field.target to sum or channel_max");
-    inputs_.classes = outputs.argmax(1).cpu();
-  }
   // What the fields of all models depend on.
   Fingerprint common("inputs and settings");
   Dataset seen = *data_;
   seen.labels = inputs_.classes;
   common.add(seen);
   seen.images = inputs_.baselines.cpu();
-  const std::string shared = common.add(seen).add(to_config(config_.field).dump()).hex();
+  const std::string shared = common.add(seen).add(field_settings().dump()).hex();
   for (std::size_t i = 0; i < config_.models.size(); ++i) {
     ScriptModel model = load(i);
     Model entry;
@@ -146,6 +198,12 @@ void GifRun::try_out() {
     models_.push_back(std::move(entry));
     phase.update(static_cast<std::int64_t>(i) + 1);
   }
+}
+
+json GifRun::field_settings() const {
+  json settings = to_config(config_.field);
+  settings.erase("steps_tolerance");  // says how `steps` was found, not what they give
+  return settings;
 }
 
 FieldFileWriter::Shape GifRun::field_shape() const {

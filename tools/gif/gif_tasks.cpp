@@ -61,8 +61,10 @@ json GifRun::run_task() {
                   {"task", enum_name(config_.task.type)},
                   {"distance", enum_name(config_.distance)},
                   {"samples", inputs_.inputs.size(0)},
+                  {"steps", config_.field.options.steps},
                   {"models", model_list()},
                   {"out", run_.settings().out.string()}};
+  if (!steps_tried_.empty()) summary["steps_tried"] = steps_tried_;
   check_overlap(summary);
   switch (config_.task.type) {
     case TaskType::kMatrix: {

@@ -68,8 +68,10 @@ void fields(Fields& f, ReferenceConfig& c) {
 
 template <class Fields>
 void fields(Fields& f, FieldConfig& c) {
+  Automatic steps{c.steps};
   f("rule", c.options.rule);
-  f("steps", c.options.steps);
+  f("steps", steps);
+  f("steps_tolerance", c.steps_tolerance);
   f("cumulative", c.options.cumulative);
   f("multiply_by_inputs", c.options.multiply_by_inputs);
   f("target", c.options.target);
@@ -123,7 +125,10 @@ void fields(Fields& f, GifConfig& c) {
 
 void from_config(const ConfigNode& node, ReferenceConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const ReferenceConfig& c) { return write_fields(c); }
-void from_config(const ConfigNode& node, FieldConfig& c) { read_fields(node, c); }
+void from_config(const ConfigNode& node, FieldConfig& c) {
+  read_fields(node, c);
+  c.options.steps = c.steps.value_or(c.options.steps);
+}
 nlohmann::json to_config(const FieldConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, ModelGroup& c) { read_fields(node, c); }
 nlohmann::json to_config(const ModelGroup& c) { return write_fields(c); }
@@ -218,8 +223,14 @@ void GifConfig::validate() const {
            "give one another name");
   reference.data.validate("reference.data");
   if (reference.baseline.data) reference.baseline.data->validate("reference.baseline");
-  if (field.options.steps < 1) fail("field.steps", "at least 1 wanted", "50 is the authors'");
-  if (kept_steps(field.options.subset, field.options.steps).empty())
+  if (field.steps && *field.steps < 1)
+    fail("field.steps", "at least 1 wanted", "or \"auto\"; 50 is the authors'");
+  if (!(field.steps_tolerance > 0))
+    fail("field.steps_tolerance", "must be above 0", "such as 0.02");
+  if (!field.steps && models.size() < 2)
+    fail("field.steps", "\"auto\" compares distances, and there is one model",
+         "give a number, or more models");
+  if (field.steps && kept_steps(field.options.subset, *field.steps).empty())
     fail("field.subset", "keeps none of these steps", "take more steps");
   if (batch_size && *batch_size < 1) fail("batch_size", "at least 1 wanted", "or \"auto\"");
   if (bootstrap < 0) fail("bootstrap", "negative", "0 turns it off");

@@ -38,7 +38,11 @@ void from_config(const ConfigNode& node, ReferenceConfig& config);
 nlohmann::json to_config(const ReferenceConfig& config);
 
 struct FieldConfig {
-  FieldOptions options;  ///< keys rule, steps, cumulative, multiply_by_inputs, target, …
+  FieldOptions options;  ///< keys rule, cumulative, multiply_by_inputs, target, …; `steps` below
+  std::optional<std::int64_t> steps{50};  ///< nothing: "auto"; once known, options.steps as well
+  /// "auto": the least number that doubling changes distances by at most so much, as a share of the
+  /// largest distance.
+  double steps_tolerance = 0.02;
   FieldStorage store = FieldStorage::kFloat32;
 };
 void from_config(const ConfigNode& node, FieldConfig& config);
