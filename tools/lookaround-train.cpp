@@ -7,6 +7,8 @@
 // 2023.
 
 #include "common/tool.h"
+#include "weightsmith/core/atomic_file.h"
+#include "weightsmith/train/comparison.h"
 #include "weightsmith/train/train_config.h"
 #include "weightsmith/train/trainer.h"
 
@@ -24,17 +26,27 @@ const ToolAbout kAbout{
     "equal compute.",
     "lookaround-train --config train.json --set method.heads=3 --out runs/lookaround"};
 
+nlohmann::json compare(const TrainConfig& config, const TrainOptions& options, Run& run) {
+  nlohmann::json comparison = compare_methods(config, options, run.progress(),
+                                              [&run](const auto& path) { run.wrote(path); });
+  run.show(read_text(config.out / "comparison.md"));
+  return comparison;
+}
+
 nlohmann::json train_network(const TrainConfig& config, Run& run) {
   TrainOptions options;
   options.device = run.settings().device;
   options.resume = run.settings().resume;
   options.overwrite = run.settings().overwrite;
   options.trust = run.settings().trust;
-  if (run.settings().dry_run) return training_plan(config, options);
+  const bool compares = !config.compare.empty();
+  if (run.settings().dry_run)
+    return compares ? comparison_plan(config, options) : training_plan(config, options);
   options.on_start = [&run](const std::vector<std::filesystem::path>& inputs) {
-    run.start();
+    if (!run.started()) run.start();
     for (const auto& path : inputs) run.record().add_input(path);
   };
+  if (compares) return compare(config, options, run);
   const TrainResult result = train(config, options, run.progress());
   for (const auto& path : {result.model, result.weights, config.out / "metrics.jsonl"})
     run.wrote(path);

@@ -208,3 +208,36 @@ TEST_CASE("a loss that is not finite ends training with 5") {
                 "lookaround-train", 5, {"the loss is", "epoch 1", "optimizer.lr"});
   check_nothing_half_written(out);
 }
+
+TEST_CASE("methods are compared, and a comparison is reused") {
+  const TemporaryFolder folder;
+  json config = small_training();
+  config["data"]["validation"] = 0.2;
+  config["compare"] = {"sgd", "swad", {{"type", "lookaround"}, {"k", 1}, {"name", "every-round"}}};
+  config["seeds"] = {4, 5};
+  const std::string file = write_config(folder / "compare.json", config);
+  const std::string out = (folder / "out").string();
+  const json plan =
+      summary_of(lookaround_train({"--config", file, "--out", out, "--quiet", "--dry-run"}));
+  CHECK(plan["runs"] == 6);
+  CHECK(plan["methods"]["every-round"]["heads"] == 3);
+  CHECK_FALSE(std::filesystem::exists(out));
+
+  const json summary = summary_of(lookaround_train({"--config", file, "--out", out, "--quiet"}));
+  CHECK(summary == json::parse(read_bytes(folder / "out" / "comparison.json")));
+  CHECK(summary["methods"][2]["name"] == "every-round");
+  CHECK(summary["methods"][2]["accuracies"].size() == 2);
+  CHECK(summary["compute"]["gradient_evaluations"] == 2 * 5 * 3);
+  load_archive(folder / "out" / "swad" / "seed-5" / "model.pt");
+
+  // The first run is lost, and what told that all was finished: only that run is made again.
+  std::filesystem::remove_all(folder / "out" / "sgd" / "seed-4");
+  std::filesystem::remove(folder / "out" / "results.json");
+  json again =
+      summary_of(lookaround_train({"--config", file, "--out", out, "--quiet", "--resume"}));
+  CHECK(again["reused"] == 5);
+  CHECK(again["methods"] == summary["methods"]);
+  check_failure(lookaround_train({"--config", file, "--out", (folder / "none").string(), "--quiet",
+                                  "--set", "compare=[\"sgb\"]"}),
+                "lookaround-train", 2, {"compare[0]", "sgb"});
+}

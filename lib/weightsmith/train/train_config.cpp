@@ -1,7 +1,9 @@
 #include "weightsmith/train/train_config.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <set>
 
 #include "weightsmith/config/fields.h"
 
@@ -31,6 +33,10 @@ EnumNames<ScheduleConfig::Type> enum_names(ScheduleConfig::Type) {
           {Type::kCosine, "cosine"},
           {Type::kMultiStep, "multi_step"},
           {Type::kOneCycle, "one_cycle"}};
+}
+
+EnumNames<DistillationConfig::Type> enum_names(DistillationConfig::Type) {
+  return {{DistillationConfig::Type::kSoft, "soft"}, {DistillationConfig::Type::kHard, "hard"}};
 }
 
 NormMode MethodConfig::norm_mode() const {
@@ -94,6 +100,14 @@ void fields(Fields& f, ScheduleConfig& c) {
 }
 
 template <class Fields>
+void fields(Fields& f, DistillationConfig& c) {
+  f("teacher", c.teacher);
+  f("type", c.type);
+  f("temperature", c.temperature);
+  f("weight", c.weight);
+}
+
+template <class Fields>
 void fields(Fields& f, CheckpointConfig& c) {
   f("every_epochs", c.every_epochs);
   f("keep", c.keep);
@@ -110,7 +124,11 @@ void fields(Fields& f, TrainConfig& c) {
   f("epochs", c.epochs);
   f("batch_size", c.batch_size);
   f("objective", c.objective);
+  f("distillation", c.distillation);
+  f("freeze", c.freeze);
   f("checkpoint", c.checkpoint);
+  f("compare", c.compare);
+  f("seeds", c.seeds);
   f("seed", c.seed);
   f("out", c.out);
   f("device", c.device);
@@ -125,10 +143,43 @@ void from_config(const ConfigNode& node, OptimizerConfig& c) { read_fields(node,
 nlohmann::json to_config(const OptimizerConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, ScheduleConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const ScheduleConfig& c) { return write_fields(c); }
+void from_config(const ConfigNode& node, DistillationConfig& c) { read_fields(node, c); }
+nlohmann::json to_config(const DistillationConfig& c) { return write_fields(c); }
+void from_config(const ConfigNode& node, ComparedMethod& c) {
+  if (node.value.is_string()) {
+    c.name = node.value.get<std::string>();
+    c.overrides = {{"type", node.value}};
+    return;
+  }
+  if (!node.value.is_object()) node.fail("expected the name of a method or an object");
+  c.overrides = node.value;
+  c.name = node.value.value("name", nlohmann::json(node.value.value("type", "")));
+  c.overrides.erase("name");
+}
+nlohmann::json to_config(const ComparedMethod& c) {
+  nlohmann::json json = c.overrides;
+  json["name"] = c.name;
+  return json;
+}
 void from_config(const ConfigNode& node, CheckpointConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const CheckpointConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, TrainConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const TrainConfig& c) { return write_fields(c); }
+
+nlohmann::json lasting_config(const TrainConfig& config) {
+  nlohmann::json json = to_config(config);
+  for (const char* key : {"out", "device", "threads", "checkpoint", "compare", "seeds"})
+    json.erase(key);
+  return json;
+}
+
+MethodConfig TrainConfig::compared_method(std::size_t index) const {
+  const nlohmann::json& overrides = compare.at(index).overrides;
+  const std::filesystem::path base;  // no key of a method is a path
+  MethodConfig compared = method;
+  from_config(ConfigNode{overrides, fmt::format("compare[{}]", index), base}, compared);
+  return compared;
+}
 
 namespace {
 
@@ -200,6 +251,41 @@ void validate_schedule(const ScheduleConfig& s, std::int64_t epochs, double lr) 
           "must be at least 1");
 }
 
+void validate_distillation(const DistillationConfig& d) {
+  require(!d.teacher.script.empty() || !d.teacher.weights.empty(), "distillation.teacher",
+          "has the weights it begins with: nothing could be learnt from it",
+          "name a `script`, or `weights` for the builtin");
+  require(is_positive(d.temperature), "distillation.temperature", "must be positive");
+  require(d.weight > 0 && d.weight <= 1, "distillation.weight", "must lie in (0, 1]");
+}
+
+/// The name becomes a folder's.
+bool is_file_name(const std::string& name) {
+  return !name.empty() && name.front() != '.' &&
+         std::all_of(name.begin(), name.end(), [](unsigned char c) {
+           return std::isalnum(c) != 0 || c == '_' || c == '-' || c == '.';
+         });
+}
+
+void validate_comparison(const TrainConfig& config) {
+  const std::set<std::int64_t> seeds(config.seeds.begin(), config.seeds.end());
+  require(!seeds.empty() && *seeds.begin() >= 0 && seeds.size() == config.seeds.size(), "seeds",
+          "must be different integers that are not negative, at least one");
+  require(config.data.test || config.data.validation > 0, "data.test",
+          "missing: a comparison needs data to score on", "name it, or set data.validation");
+  std::set<std::string> names;
+  for (std::size_t i = 0; i < config.compare.size(); ++i) {
+    const std::string key = fmt::format("compare[{}]", i);
+    const std::string& name = config.compare[i].name;
+    require(is_file_name(name), key.c_str(),
+            fmt::format("\"{}\" cannot be the name of a folder", name),
+            "use letters, digits, _, - and .");
+    require(names.insert(name).second, key.c_str(), fmt::format("a second \"{}\"", name),
+            R"(give it a name of its own: {"type": "swa", "name": "swa-early"})");
+    validate_method(config.compared_method(i), config);
+  }
+}
+
 }  // namespace
 
 void TrainConfig::validate() const {
@@ -211,7 +297,12 @@ void TrainConfig::validate() const {
   require(data.label_noise >= 0 && data.label_noise <= 1, "data.label_noise", "must lie in [0, 1]");
   require(epochs >= 1, "epochs", "must be at least 1");
   require(batch_size >= 1, "batch_size", "must be at least 1");
-  validate_method(method, *this);
+  if (compare.empty()) {
+    validate_method(method, *this);
+  } else {
+    validate_comparison(*this);
+  }
+  if (distillation) validate_distillation(*distillation);
   validate_optimizer(optimizer);
   validate_schedule(schedule, epochs, optimizer.lr);
   require(checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "must be at least 1");

@@ -92,6 +92,25 @@ struct ScheduleConfig {
   double start_divisor = 25;  ///< one_cycle: begins at lr / start_divisor
 };
 
+/// A teacher to learn from (train/distillation.h).
+struct DistillationConfig {
+  enum class Type { kSoft, kHard };
+  ModelRef teacher;
+  Type type = Type::kSoft;
+  double temperature = 4.0;  ///< of soft targets
+  double weight = 1.0;       ///< w: share of the teacher in the loss; the labels have the rest
+};
+EnumNames<DistillationConfig::Type> enum_names(DistillationConfig::Type);
+void from_config(const ConfigNode& node, DistillationConfig& config);
+nlohmann::json to_config(const DistillationConfig& config);
+
+/// One method of a comparison: its type ("swa"), or an object with keys of `method` and, where two
+/// have the same type, a `name`. What it does not say is as in `method`.
+struct ComparedMethod {
+  std::string name;          ///< of its folder and its row; default: the type
+  nlohmann::json overrides;  ///< of `method`
+};
+
 struct CheckpointConfig {
   std::int64_t every_epochs = 1;
   std::int64_t keep = 2;  ///< the newest so many; older ones are removed
@@ -108,7 +127,11 @@ struct TrainConfig {
   std::int64_t epochs = 200;  ///< passes over the training set, each seen once by every pipeline
   std::int64_t batch_size = 128;
   ObjectiveConfig objective;
+  std::optional<DistillationConfig> distillation;
+  std::vector<std::string> freeze;  ///< patterns of names of parameters that are not trained
   CheckpointConfig checkpoint;
+  std::vector<ComparedMethod> compare;          ///< not empty: train and compare these methods
+  std::vector<std::int64_t> seeds = {0, 1, 2};  ///< of a comparison
   std::int64_t seed = 0;
   std::filesystem::path out;
   std::string device = "auto";
@@ -119,11 +142,18 @@ struct TrainConfig {
     return std::max<std::int64_t>(static_cast<std::int64_t>(augmentations.size()), 1);
   }
 
+  /// `method` with the overrides of `compare[index]`. Throws Error{kConfig} naming the key.
+  MethodConfig compared_method(std::size_t index) const;
+
   /// Cross-field rules a schema cannot say; throws Error{kConfig} naming the key.
   void validate() const;
 };
 
 void from_config(const ConfigNode& node, TrainConfig& config);
 nlohmann::json to_config(const TrainConfig& config);
+
+/// What the weights of one run depend on: where a run writes, how it is run and what it is compared
+/// with may change when it is resumed.
+nlohmann::json lasting_config(const TrainConfig& config);
 
 }  // namespace weightsmith

@@ -26,6 +26,8 @@
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/checkpoint.h"
+#include "weightsmith/train/distillation.h"
+#include "weightsmith/train/freeze.h"
 #include "weightsmith/train/gradient_clipping.h"
 #include "weightsmith/train/methods.h"
 #include "weightsmith/train/norm_statistics.h"
@@ -35,13 +37,6 @@
 
 namespace weightsmith {
 namespace {
-
-/// What the weights depend on: where a run writes and how it is run may change when it is resumed.
-nlohmann::json lasting_config(const TrainConfig& config) {
-  nlohmann::json json = to_config(config);
-  for (const char* key : {"out", "device", "threads", "checkpoint"}) json.erase(key);
-  return json;
-}
 
 ScriptModel load_model(const TrainConfig& config, const TrainOptions& options) {
   LoadOptions load;
@@ -72,6 +67,7 @@ class Run {
         data_(load_train_data(config.data, config.seed)),
         objective_(config.objective, data_.classes),
         model_(load_model(config, options)),
+        frozen_(freeze_parameters(model_, config.freeze)),
         arena_(std::in_place, model_.parameters(), config.method.trained_heads(), model_.where()),
         batches_(batches_per_epoch(data_.train.size(), config.batch_size)),
         method_(make_method(config, *arena_, batches_)),
@@ -82,10 +78,15 @@ class Run {
       objective_ = objective_.restricted_to(data_.train_classes);
     }
     objective_.to(device_);
+    if (config.distillation) distillation_.emplace(*config.distillation, device_, options.trust);
     state_.config = lasting_config(config);
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
-    for (const auto& path :
-         {config.model.script, config.model.weights, config.objective.embeddings})
+    std::vector<std::filesystem::path> files{config.model.script, config.model.weights,
+                                             config.objective.embeddings};
+    if (config.distillation)
+      files.insert(files.end(),
+                   {config.distillation->teacher.script, config.distillation->teacher.weights});
+    for (const auto& path : files)
       if (!path.empty()) inputs_.push_back(path);
     for (const Dataset* set : data_.all())
       inputs_.insert(inputs_.end(), set->files.begin(), set->files.end());
@@ -94,8 +95,8 @@ class Run {
   nlohmann::json plan() {
     const at::NoGradGuard no_grad;
     model_.train(false);
-    objective_.loss(model_.forward(normalised_batch(data_.train, 0, 1).to(device_)),
-                    data_.train.labels.narrow(0, 0, 1).to(device_));
+    loss_of(normalised_batch(data_.train, 0, 1).to(device_),
+            data_.train.labels.narrow(0, 0, 1).to(device_));
     const Loader loader(data_.train, loader_options(config_));
     nlohmann::json plan = {{"dry_run", true},
                            {"parameters", result_.parameters},
@@ -317,7 +318,9 @@ class Run {
   }
 
   at::Tensor loss_of(const at::Tensor& inputs, const at::Tensor& labels) {
-    return objective_.loss(model_.forward(inputs), labels);
+    const at::Tensor outputs = model_.forward(inputs);
+    return distillation_ ? distillation_->loss(objective_, outputs, inputs, labels)
+                         : objective_.loss(outputs, labels);
   }
 
   /// Writes everything and ends the run; a resumed one goes on with the next batch.
@@ -409,6 +412,7 @@ class Run {
     method_.reset();
     arena_.reset();  // the archive would hold every head otherwise: parameters are views of them
     model_.train(false);
+    for (const at::Tensor& parameter : frozen_) parameter.set_requires_grad(true);
     model_.metadata()["training"] = state_.config;
     model_.save(result_.model);
     write_safetensors(result_.weights, model_.state_dict());
@@ -424,6 +428,8 @@ class Run {
   TrainData data_;
   Objective objective_;
   ScriptModel model_;
+  std::vector<at::Tensor> frozen_;  // for this run; the saved network can be trained on
+  std::optional<Distillation> distillation_;
   std::optional<ParameterArena> arena_;
   std::int64_t batches_;  // an epoch
   std::unique_ptr<TrainingMethod> method_;

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/jit/api/module.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <fstream>
@@ -304,6 +305,58 @@ TEST_CASE("a batch taken in parts has the gradient of the whole", "[train]") {
     CHECK(own_loss == Approx(loss).epsilon(1e-5));
     for (const auto& [name, tensor] : whole)
       CHECK(at::allclose(weights.at(name), tensor, 1e-4, 1e-6));
+  }
+}
+
+TEST_CASE("a frozen parameter stays as it was, the others move", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.freeze = {"conv[1-3]*", "bn*"};
+  config.epochs = 1;
+  LoadOptions load;
+  load.seed = static_cast<std::uint64_t>(config.seed);
+  ScriptModel before = ScriptModel::load(config.model, load);
+  NoProgress progress;
+  const TrainResult result = train(config, {}, progress);
+  const TensorMap weights = weights_of(config.out);
+  std::int64_t moved = 0;
+  for (const auto& [name, parameter] : before.parameters()) {
+    INFO(name);
+    const bool frozen = name.starts_with("bn") || (name.starts_with("conv") && name[4] != '4');
+    CHECK(weights.at(name).equal(parameter.detach()) == frozen);
+    if (!frozen) moved += parameter.numel();
+  }
+  CHECK(result.parameters == moved);
+  ModelRef ref;
+  ref.script = result.model;
+  for (const auto& [name, parameter] : ScriptModel::load(ref, {}).parameters())
+    CHECK(parameter.requires_grad());
+}
+
+TEST_CASE("a student learns from its teacher alone, whatever the labels", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "teacher");
+  config.epochs = 12;
+  config.data.train.limit = 200;
+  NoProgress progress;
+  const double teacher = train(config, {}, progress).test->accuracy;
+  REQUIRE(teacher > 0.7);
+  config.out = folder / "student";
+  config.data.label_noise = 1.0;
+  config.seed = 10;
+  const double misled = train(config, {}, progress).test->accuracy;
+  for (const auto type : {DistillationConfig::Type::kSoft, DistillationConfig::Type::kHard}) {
+    config.out = folder / std::to_string(static_cast<int>(type));
+    config.distillation.emplace();
+    config.distillation->teacher.script = folder / "teacher" / "model.pt";
+    config.distillation->type = type;
+    std::vector<std::filesystem::path> inputs;
+    TrainOptions options;
+    options.on_start = [&](const auto& read) { inputs = read; };
+    const double student = train(config, options, progress).test->accuracy;
+    CHECK(student > teacher - 0.2);
+    CHECK(student > misled + 0.2);
+    CHECK(std::count(inputs.begin(), inputs.end(), config.distillation->teacher.script) == 1);
   }
 }
 

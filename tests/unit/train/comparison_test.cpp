@@ -1,0 +1,179 @@
+#include "weightsmith/train/comparison.h"
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "support/expect_error.h"
+#include "support/temporary_folder.h"
+#include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/progress.h"
+#include "weightsmith/core/stop.h"
+#include "weightsmith/tensor/safetensors.h"
+#include "weightsmith/train/checkpoint.h"
+
+namespace weightsmith {
+namespace {
+
+TrainConfig comparison_config(const std::filesystem::path& out) {
+  TrainConfig config;
+  config.model.builtin = "convnet";
+  config.model.options = {{"width", 4}, {"channels", 1}, {"outputs", 10}};
+  config.data.train.split = DataConfig::Split::kTrain;
+  config.data.train.limit = 50;
+  config.data.test.emplace();
+  config.data.test->split = DataConfig::Split::kTest;
+  config.data.test->limit = 40;
+  config.augmentations = {{{Augmentation::Name::kRandomCrop}}, {}};
+  config.method.heads = 2;
+  config.method.k = 2;
+  config.epochs = 3;
+  config.batch_size = 16;
+  config.out = out;
+  config.compare = {{"sgd", {{"type", "sgd"}}},
+                    {"lookaround", {{"type", "lookaround"}}},
+                    {"fast", {{"type", "lookahead"}, {"alpha", 1.0}}}};
+  config.seeds = {3, 1, 7};
+  return config;
+}
+
+void ignore(const std::filesystem::path&) {}
+
+TEST_CASE("methods are compared over seeds at equal compute", "[train]") {
+  testing::TemporaryFolder folder;
+  const TrainConfig config = comparison_config(folder / "out");
+  NoProgress progress;
+  std::set<std::filesystem::path> files;
+  int starts = 0;
+  TrainOptions options;
+  options.on_start = [&](const auto&) {
+    CHECK_FALSE(std::filesystem::exists(config.out / "comparison.json"));
+    ++starts;
+  };
+  const nlohmann::json result =
+      compare_methods(config, options, progress, [&](const auto& path) { files.insert(path); });
+  CHECK(starts == 9);
+  CHECK(result == nlohmann::json::parse(read_text(config.out / "comparison.json")));
+  CHECK(result["runs"] == 9);
+  CHECK(result["reused"] == 0);
+  CHECK(result["scored_on"] == "test");
+  CHECK(result["compute"]["gradient_evaluations"] == 3 * 4 * 2);
+  REQUIRE(result["methods"].size() == 3);
+
+  // Figures are those of the runs, and of single runs with the same configuration.
+  for (std::size_t m = 0; m < 3; ++m) {
+    const auto& method = result["methods"][m];
+    double sum = 0;
+    for (std::size_t s = 0; s < 3; ++s) {
+      TrainConfig single = config;
+      single.method = config.compared_method(m);
+      single.seed = config.seeds[s];
+      single.out = folder / "single";
+      TrainOptions anew;
+      anew.overwrite = true;
+      const double accuracy = train(single, anew, progress).test->accuracy;
+      CHECK(method["accuracies"][s] == accuracy);
+      sum += accuracy;
+    }
+    CHECK(method["accuracy"]["mean"].get<double>() == Approx(sum / 3));
+    CHECK(method.contains("against_first") == (m > 0));
+  }
+  double squares = 0;
+  const std::vector<double> sgd = result["methods"][0]["accuracies"];
+  const double mean = (sgd[0] + sgd[1] + sgd[2]) / 3;
+  for (const double a : sgd) squares += (a - mean) * (a - mean);
+  CHECK(result["methods"][0]["accuracy"]["deviation"].get<double>() ==
+        Approx(std::sqrt(squares / 2)));
+
+  // With α = 1 Lookahead is its base optimiser: the streams were the same, to the bit.
+  CHECK(result["methods"][2]["accuracies"] == result["methods"][0]["accuracies"]);
+  CHECK(result["methods"][2]["against_first"]["mean_difference"] == 0);
+  CHECK(result["methods"][2]["against_first"]["p"].is_null());
+  CHECK(read_text(config.out / "comparison.csv").starts_with("method,seed,accuracy"));
+  CHECK_THAT(read_text(config.out / "comparison.md"),
+             Catch::Contains("24 gradient evaluations") && Catch::Contains("| lookaround"));
+  CHECK(files.count(config.out / "fast" / "seed-7" / "model.pt") == 1);
+  for (const auto& file : files) CHECK(std::filesystem::exists(file));
+  CHECK(checkpoints_in(config.out / "sgd" / "seed-3").empty());
+
+  testing::expect_error(ErrorKind::kConfig, {"seed-3", "--overwrite"},
+                        [&] { compare_methods(config, {}, progress, ignore); });
+}
+
+/// Asks to stop at its `at`-th report.
+class StopComparisonAt final : public Progress {
+ public:
+  explicit StopComparisonAt(int at) : left_(at) {}
+  void begin(std::string_view, std::int64_t, std::string_view) override {}
+  void update(std::int64_t, std::string_view) override {
+    if (--left_ == 0) request_stop(15);
+  }
+  void end() override {}
+
+ private:
+  int left_;
+};
+
+TEST_CASE("a comparison stopped and resumed comes to the same figures", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = comparison_config(folder / "whole");
+  config.seeds = {3, 1};
+  NoProgress progress;
+  nlohmann::json whole = compare_methods(config, {}, progress, ignore);
+  config.out = folder / "stopped";
+  TrainOptions options;
+  bool done = false;
+  int stops = 0;
+  nlohmann::json pieces;
+  while (!done) {
+    StopComparisonAt stopping(23);
+    try {
+      pieces = compare_methods(config, options, stopping, ignore);
+      done = true;
+    } catch (const Interrupted&) {
+      ++stops;
+      options.resume = true;
+    }
+    request_stop(0);
+    REQUIRE(stops < 20);
+  }
+  CHECK(stops >= 3);
+  CHECK(pieces["reused"] > 0);
+  pieces.erase("reused");
+  whole.erase("reused");
+  CHECK(pieces == whole);
+  // One whose configuration has changed is not taken for the other.
+  config.compare[1].overrides["k"] = 3;
+  std::filesystem::remove_all(config.out / "lookaround");
+  CHECK(compare_methods(config, options, progress, ignore)["reused"] == 4);
+  CHECK(compare_methods(config, options, progress, ignore)["reused"] == 6);
+  config.compare[1].overrides["k"] = 4;
+  CHECK(compare_methods(config, options, progress, ignore)["reused"] == 4);
+}
+
+TEST_CASE("comparisons that make no sense are refused", "[train]") {
+  testing::TemporaryFolder folder;
+  const auto refused = [&](const std::function<void(TrainConfig&)>& change) {
+    TrainConfig config = comparison_config(folder / "out");
+    change(config);
+    return testing::error_of(ErrorKind::kConfig, [&] { config.validate(); });
+  };
+  CHECK_THAT(refused([](TrainConfig& c) { c.seeds = {1, 1}; }), Catch::Contains("seeds"));
+  CHECK_THAT(refused([](TrainConfig& c) { c.seeds.clear(); }), Catch::Contains("seeds"));
+  CHECK_THAT(refused([](TrainConfig& c) { c.compare[2].name = "sgd"; }),
+             Catch::Contains("compare[2]") && Catch::Contains("\"sgd\""));
+  CHECK_THAT(refused([](TrainConfig& c) { c.compare[2].name = "a/b"; }),
+             Catch::Contains("compare[2]"));
+  CHECK_THAT(refused([](TrainConfig& c) { c.data.test.reset(); }), Catch::Contains("data.test"));
+  CHECK_THAT(refused([](TrainConfig& c) { c.compare[0].overrides["type"] = "swad"; }),
+             Catch::Contains("data.validation"));
+  CHECK_THAT(refused([](TrainConfig& c) { c.compare[1].overrides["hads"] = 3; }),
+             Catch::Contains("compare[1]") && Catch::Contains("\"heads\""));
+  CHECK_FALSE(std::filesystem::exists(folder / "out"));
+}
+
+}  // namespace
+}  // namespace weightsmith
