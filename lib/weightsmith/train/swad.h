@@ -30,7 +30,7 @@ struct SwadOptions {
 /// after the end, where the algorithm breaks off, change nothing but are made, so that methods are
 /// compared at equal compute; steps after the last validation belong to no segment. The segments
 /// that may yet turn out to lie before the start or after the end are held apart: max(N_s, N_e) + 2
-/// copies of the parameters, one pass over memory a step.
+/// copies of the parameters (one more once a result was shown), one pass over memory a step.
 class Swad final : public TrainingMethod {
  public:
   /// The arena has one head.

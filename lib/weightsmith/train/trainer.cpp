@@ -207,7 +207,17 @@ class Run {
     result_.resumed_from = state_.position;
   }
 
+  /// Weights that are lost already would push out the last checkpoint that is worth going on from.
+  void check_finite() {
+    if (arena_->values().isfinite().all().item<bool>()) return;
+    throw Error(ErrorKind::kNumeric, model_.where(),
+                fmt::format("weights are not finite after {} steps", method_->steps()),
+                "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints were "
+                "kept");
+  }
+
   std::filesystem::path save_checkpoint() {
+    check_finite();
     state_.steps = method_->steps();
     state_.optimizer = method_->state();
     state_.buffers = norms_.state();

@@ -64,7 +64,8 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 /// A stop request (core/stop.h) is honoured after the batch in hand: a checkpoint is written and
 /// Interrupted thrown. Throws Error{kConfig or kInput} when configuration, network and data do not
 /// fit or `out` holds checkpoints that neither `resume` nor `overwrite` speaks of, Error{kNumeric}
-/// naming epoch, batch and head when the loss is not finite or memory runs out (checkpoints stay),
+/// naming epoch, batch and head when the loss is not finite or memory runs out, or the steps when
+/// the weights that a checkpoint would hold are not finite (earlier checkpoints stay),
 /// Error{kOutput} when something cannot be written.
 ///
 /// Warns of batch norms that training will not move (a network traced in eval mode), and of damaged

@@ -525,6 +525,32 @@ TEST_CASE("a loss that is not finite ends the run and says what to do", "[train]
   CHECK_FALSE(std::filesystem::exists(config.out / "model.pt"));
 }
 
+TEST_CASE("weights that are lost never replace the last good checkpoint", "[train]") {
+  testing::TemporaryFolder folder;
+  for (const bool scored : {false, true}) {
+    TrainConfig config = small_config(folder / std::to_string(static_cast<int>(scored)));
+    // The rate of the averaged epochs makes an end of the second: its single batch has a finite
+    // loss and leaves weights that are not.
+    config.method.type = MethodConfig::Type::kSwa;
+    config.method.start_epoch = 1;
+    config.method.lr = 1e39;  // more than a float holds
+    config.method.anneal_epochs = 0;
+    config.schedule.warmup_epochs = 0;
+    config.augmentations.clear();
+    config.batch_size = 50;
+    config.checkpoint.keep = 1;
+    if (!scored) config.data.test.reset();
+    testing::expect_error(ErrorKind::kNumeric, {"finite"}, [&] { train_quietly(config); });
+    const auto checkpoints = checkpoints_in(config.out);
+    REQUIRE(checkpoints.size() == 1);
+    const Checkpoint good = read_checkpoint(checkpoints[0]);
+    CHECK(good.position.epoch == 1);
+    for (const auto& [name, tensor] : good.optimizer)
+      CHECK(at::isfinite(tensor).all().item<bool>());
+    CHECK_FALSE(std::filesystem::exists(config.out / "model.pt"));
+  }
+}
+
 TEST_CASE("a network that does not fit the classes is refused", "[train]") {
   testing::TemporaryFolder folder;
   TrainConfig config = small_config(folder / "run");
