@@ -35,6 +35,7 @@ nlohmann::json merge(const MergeConfig& config, Run& run) {
     const MatchResult matched = job.match(variant);
     ScriptModel merged = job.apply(matched);
     job.renormalise(merged, matched);
+    job.attach_heads(merged, matched);
     job.score(variant, matched, merged);
     job.save(variant, matched, merged);
     job.survey(variant, matched);

@@ -3,12 +3,14 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <set>
+#include <utility>
 
 #include "merge/survey.h"
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/eval/fingerprint.h"
-#include "weightsmith/match/zip.h"
 #include "weightsmith/eval/normalization.h"
+#include "weightsmith/match/zip.h"
 #include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/statistics_cache.h"
 #include "weightsmith/model/batch_norms.h"
@@ -35,14 +37,38 @@ void MergeRun::load_models() {
     phase.update(static_cast<std::int64_t>(i) + 1);
   }
   for (const ScriptModel& model : models_) check_storable(model.state_dict(), model.where());
+  if (config_.partial) cut_into_parts();
   check_same_architecture(models_);
-  check_finite(models_);
-  for (std::size_t i = 0; i < models_.size(); ++i) {
-    const DataTypes types = convert_to_float32(models_[i]);
-    if (i == 0) saved_types_ = types;
+  const std::vector<ScriptModel*> all = originals();
+  for (ScriptModel* model : all) {
+    check_finite(*model);
+    types_.push_back(convert_to_float32(*model));
+    has_batch_norm_ |= batch_norm_uses(FlatGraph(model->module(), model->where())).all > 0;
   }
-  const ScriptModel& first = models_.front();
-  has_batch_norm_ = batch_norm_uses(FlatGraph(first.module(), first.where())).all > 0;
+}
+
+void MergeRun::cut_into_parts() {
+  std::set<std::string> names;
+  for (const ScriptModel& model : models_) {
+    if (!names.insert(model.name()).second)
+      throw Error(ErrorKind::kConfig, "models",
+                  fmt::format("two are called \"{}\", and heads are told apart by their names",
+                              model.name()),
+                  "give each a name of its own: {\"name\": ..., \"script\": ...}");
+    if (model.name().find('/') != std::string::npos)
+      throw Error(ErrorKind::kConfig, "models",
+                  fmt::format("\"{}\" cannot be part of a file's name", model.name()),
+                  "give it a name without a slash");
+  }
+  CutModels cut = cut_models(models_, config_.partial->until);
+  whole_ = std::exchange(models_, std::move(cut.trunks));
+  heads_ = std::move(cut.heads);
+}
+
+std::vector<ScriptModel*> MergeRun::originals() {
+  std::vector<ScriptModel*> all;
+  for (ScriptModel& model : config_.partial ? whole_ : models_) all.push_back(&model);
+  return all;
 }
 
 void MergeRun::derive_unit_groups() {
@@ -54,9 +80,15 @@ void MergeRun::derive_unit_groups() {
                    [](const MergeVariant& v) { return v.matches_units(); }))
     return;
   const std::vector<c10::IValue> inputs = example_inputs();
-  groups_ = unit_groups_for(models_.front(), config_.groups, inputs);
-  if (config_.verify && !inputs.empty())
-    verify_unit_groups(models_.front(), groups_, inputs, run_.progress());
+  if (config_.partial) {
+    TrunkUnits units = trunk_units(models_.front(), inputs, config_.verify, run_.progress());
+    groups_ = std::move(units.groups);
+    boundary_ = std::move(units.boundary);
+  } else {
+    groups_ = unit_groups_for(models_.front(), config_.groups, inputs);
+    if (config_.verify && !inputs.empty())
+      verify_unit_groups(models_.front(), groups_, inputs, run_.progress());
+  }
   if (config_.groups != "auto") run_.record().add_input(config_.groups);
   if (!config_.matching.empty()) {
     given_ = read_matchings(config_.matching, groups_, static_cast<std::int64_t>(models_.size()));
@@ -140,16 +172,19 @@ void MergeRun::try_out() {
   const at::Device device = run_.settings().device;
   if (activation_data_) try_taps(models_, groups_, first_samples(*activation_data_, device));
   if (normalization_data_) models_.front().forward(first_samples(*normalization_data_, device));
-  for (ScriptModel& model : models_) board_.try_out(model);
+  board_.try_out(originals());
 }
 
 json MergeRun::plan() const {
   std::int64_t parameters = 0;
   std::int64_t bytes = 0;
-  for (const auto& [name, tensor] : models_.front().state_dict()) {
+  for (const auto& [name, tensor] : (config_.partial ? whole_ : models_).front().state_dict()) {
     parameters += tensor.numel();
     bytes += static_cast<std::int64_t>(tensor.nbytes());
   }
+  std::int64_t merged_parameters = 0;
+  for (const auto& [name, tensor] : models_.front().state_dict())
+    merged_parameters += tensor.numel();
   std::int64_t units = 0;
   std::int64_t similarity_bytes = 0;
   const auto models = static_cast<std::int64_t>(models_.size());
@@ -167,6 +202,7 @@ json MergeRun::plan() const {
   return {{"dry_run", true},
           {"models", models},
           {"parameters", parameters},
+          {"merged_parameters", merged_parameters},
           {"groups", groups_.groups.size()},
           {"units", units},
           {"variants", labels},
@@ -186,11 +222,8 @@ void MergeRun::score_originals() {
   const auto add = [this](const std::string& name, const std::vector<ScriptModel*>& models) {
     originals_.push_back({{"name", name}, {"scores", board_.add(name, board_.score(models))}});
   };
-  std::vector<ScriptModel*> all;
-  for (ScriptModel& model : models_) {
-    add(model.name(), {&model});
-    all.push_back(&model);
-  }
+  const std::vector<ScriptModel*> all = originals();
+  for (ScriptModel* model : all) add(model->name(), {model});
   add("ensemble", all);
 }
 
@@ -269,10 +302,24 @@ void MergeRun::reset(ScriptModel& model) {
 }
 
 void MergeRun::renormalise(ScriptModel& merged, const MatchResult& matched) {
-  if (config_.normalization.mode != NormalizationMode::kRepair) return reset(merged);
+  if (config_.normalization.mode != NormalizationMode::kRepair) {
+    if (!config_.partial) reset(merged);  // else together with the heads
+    return;
+  }
   repair(merged, layers_, moments_, groups_, matched.matchings, config_.shares(),
          normalization_data(), config_.normalization.batch_size, run_.settings().device,
          run_.progress());
+}
+
+void MergeRun::attach_heads(ScriptModel& merged, const MatchResult& matched) {
+  if (!config_.partial) return;
+  merged = weightsmith::attach_heads(merged, heads_, boundary_, matched.matchings,
+                                     config_.partial->until);
+  reset(merged);
+}
+
+std::vector<ScriptModel> MergeRun::scored_networks(const ScriptModel& merged) const {
+  return config_.partial ? task_networks(merged) : std::vector<ScriptModel>{merged};
 }
 
 void MergeRun::score(const VariantConfig& variant, const MatchResult& matched,
@@ -282,8 +329,11 @@ void MergeRun::score(const VariantConfig& variant, const MatchResult& matched,
   entry["sweeps"] = matched.objective_history.size();
   entry["groups_matched"] = matched.groups_matched;
   entry["groups_skipped"] = matched.groups_skipped;
-  if (!board_.sets().empty())
-    entry["scores"] = board_.add(name_of(variant), board_.score({&merged}));
+  if (board_.sets().empty()) return;
+  std::vector<ScriptModel> networks = scored_networks(merged);
+  std::vector<ScriptModel*> pointers;
+  for (ScriptModel& network : networks) pointers.push_back(&network);
+  entry["scores"] = board_.add(name_of(variant), board_.score(pointers));
 }
 
 void MergeRun::save(const VariantConfig& variant, const MatchResult& matched,
@@ -296,7 +346,7 @@ void MergeRun::save(const VariantConfig& variant, const MatchResult& matched,
     run_.wrote(folder / name);
   };
   ScriptModel saved = merged.clone();
-  convert_back(saved, saved_types_, "merged weights");
+  convert_back(saved, saved_types(), "merged weights");
   write("groups.json", [&](const auto& path) {
     write_text_atomically(path, unit_groups_to_json(groups_).dump(2) + "\n");
   });
@@ -305,7 +355,14 @@ void MergeRun::save(const VariantConfig& variant, const MatchResult& matched,
   write("merged.safetensors",
         [&](const auto& path) { write_safetensors(path, saved.state_dict()); });
   write("merged.pt", [&](const auto& path) { saved.save(path); });
-  entry_of(variant)["model"] = (folder / "merged.pt").string();
+  json& entry = entry_of(variant);
+  entry["model"] = (folder / "merged.pt").string();
+  if (!config_.partial || !config_.partial->tasks) return;
+  for (const ScriptModel& task : task_networks(saved)) {
+    const std::string file = fmt::format("task_{}.pt", task.name());
+    write(file.c_str(), [&](const auto& path) { task.save(path); });
+    entry["tasks"][task.name()] = (folder / file).string();
+  }
 }
 
 void MergeRun::survey(const VariantConfig& variant, const MatchResult& matched) {
@@ -336,6 +393,20 @@ json MergeRun::summary() {
   if (!originals_.empty()) summary["originals"] = originals_;
   board_.write(run_.settings().out);
   return summary;
+}
+
+DataTypes MergeRun::saved_types() const {
+  if (!config_.partial) return types_.front();
+  DataTypes types;
+  const TensorMap trunk = models_.front().state_dict();
+  for (const auto& [name, type] : types_.front())
+    if (trunk.count(name) != 0) types["trunk." + name] = type;
+  for (std::size_t i = 0; i < heads_.size(); ++i) {
+    const TensorMap head = heads_[i].state_dict();
+    for (const auto& [name, type] : types_[i])
+      if (head.count(name) != 0) types[fmt::format("heads.{}.{}", i, name)] = type;
+  }
+  return types;
 }
 
 bool MergeRun::needs_reset() const {

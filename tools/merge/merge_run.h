@@ -11,6 +11,7 @@
 #include "weightsmith/merge/merge_config.h"
 #include "weightsmith/merge/mudsc.h"
 #include "weightsmith/merge/networks.h"
+#include "weightsmith/merge/partial.h"
 #include "weightsmith/merge/repair.h"
 #include "weightsmith/merge/sweep.h"
 #include "weightsmith/model/script_model.h"
@@ -43,6 +44,8 @@ class MergeRun {
   MatchResult match(const VariantConfig& variant);
   ScriptModel apply(const MatchResult& matched);
   void renormalise(ScriptModel& merged, const MatchResult& matched);
+  /// Partial merges: the merged trunk with every model's head, and their statistics made anew.
+  void attach_heads(ScriptModel& merged, const MatchResult& matched);
   void score(const VariantConfig& variant, const MatchResult& matched, ScriptModel& merged);
   void save(const VariantConfig& variant, const MatchResult& matched, const ScriptModel& merged);
   /// Scores the networks between the models, before and after matching.
@@ -55,8 +58,15 @@ class MergeRun {
   /// Arguments of forward: what `inputs` describes, else samples of the data there is.
   std::vector<c10::IValue> example_inputs() const;
   bool needs_activations() const;
+  void cut_into_parts();
+  /// The models as they came.
+  std::vector<ScriptModel*> originals();
+  /// What answers for a merged network: itself, or the networks of its tasks.
+  std::vector<ScriptModel> scored_networks(const ScriptModel& merged) const;
   /// Whether batch-norm statistics are recomputed: asked for, and there are some.
   bool needs_reset() const;
+  /// Data types that the tensors of a merged network have when it is saved.
+  DataTypes saved_types() const;
   /// What the method that needs most needs; it holds what the others do.
   Similarity::Scope statistics_scope() const;
   /// A merged layer of another width would need another network.
@@ -78,9 +88,12 @@ class MergeRun {
   const MergeConfig& config_;
   Run& run_;
   ScoreBoard board_;
-  std::vector<ScriptModel> models_;
+  std::vector<ScriptModel> models_;  // what is merged: of a partial merge, the trunks
+  std::vector<ScriptModel> whole_;   // of a partial merge, the models as they came, and what is
+  std::vector<ScriptModel> heads_;   // kept of them
+  std::vector<BoundaryUnits> boundary_;
   bool has_batch_norm_ = false;
-  DataTypes saved_types_;  // of the first model's tensors, where they are not float32
+  std::vector<DataTypes> types_;  // of each model's tensors, where they are not float32
   UnitGroups groups_;
   std::optional<MatchingFile> given_;  // the key `matching`
   std::optional<Dataset> activation_data_;

@@ -95,7 +95,9 @@ std::string MergeRun::sweep_key() {
     fingerprint.add(enum_name(config_.normalization.mode)).add(json(config_.shares()).dump());
     fingerprint.add(std::to_string(config_.normalization.batch_size));
     if (normalization_data_) fingerprint.add(*normalization_data_);
+    for (const ScriptModel& head : heads_) fingerprint.add(head);
     const EvaluationSet& set = *config_.selection_set();
+    fingerprint.add(set.head.value_or(""));
     fingerprint.add(board_.selection()->data);
     fingerprint.add(to_config(config_.evaluation.objective).dump());
     fingerprint.add(enum_name(set.candidates.value_or(config_.evaluation.objective.candidates)));
@@ -110,8 +112,11 @@ SweepPoint MergeRun::sweep_point(const MergeVariant& candidate) {
   if (board_.selection()) {
     ScriptModel merged = apply(point.matched);
     renormalise(merged, point.matched);
-    point.selection = evaluate(merged, board_.selection()->data, *board_.selection()->objective,
-                               board_.options(), run_.progress());
+    attach_heads(merged, point.matched);
+    std::vector<ScriptModel> networks = scored_networks(merged);
+    std::vector<ScriptModel*> pointers;
+    for (ScriptModel& network : networks) pointers.push_back(&network);
+    point.selection = board_.score_selection(pointers);
   }
   return point;
 }

@@ -6,6 +6,8 @@
 #include <algorithm>
 
 #include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/error.h"
+#include "weightsmith/tensor/tensor_map.h"
 
 namespace weightsmith {
 
@@ -18,6 +20,7 @@ void ScoreBoard::load() {
     ScoredSet loaded;
     loaded.name = set.name;
     loaded.data = load_dataset(data);
+    loaded.head = set.head;
     loaded.task = set.task.value_or(set.candidates == Candidates::kData);
     classes = std::max(classes, loaded.data.classes);
     if (!run_.settings().dry_run)
@@ -48,10 +51,33 @@ at::Tensor first_samples(const Dataset& data, at::Device device) {
   return normalised_batch(data, 0, std::min(kSamples, data.size())).to(device);
 }
 
-void ScoreBoard::try_out(ScriptModel& model) const {
+namespace {
+
+/// Those of the networks that answer for a set.
+std::vector<ScriptModel*> answering(const ScoredSet& set, const std::vector<ScriptModel*>& models) {
+  if (!set.head) return models;
+  std::vector<ScriptModel*> named;
+  for (ScriptModel* model : models)
+    if (model->name() == *set.head) named.push_back(model);
+  return named;
+}
+
+}  // namespace
+
+void ScoreBoard::try_out(const std::vector<ScriptModel*>& models) const {
   const at::NoGradGuard no_grad;
   const auto run = [&](const ScoredSet& set) {
-    set.objective->scores(model.forward(first_samples(set.data, run_.settings().device)));
+    const std::vector<ScriptModel*> named = answering(set, models);
+    if (named.empty()) {
+      std::vector<std::string> names;
+      for (const ScriptModel* model : models) names.push_back(model->name());
+      throw Error(ErrorKind::kConfig, "evaluation.sets",
+                  fmt::format("\"{}\" names the head \"{}\", but no model is called so", set.name,
+                              *set.head),
+                  "known: " + join_some(names));
+    }
+    for (ScriptModel* model : named)
+      set.objective->scores(model->forward(first_samples(set.data, run_.settings().device)));
   };
   for (const ScoredSet& set : sets_) run(set);
   if (selection_) run(*selection_);
@@ -61,18 +87,27 @@ EvaluationOptions ScoreBoard::options() const {
   return {config_.evaluation.batch_size, run_.settings().device};
 }
 
+Evaluation ScoreBoard::score_set(const ScoredSet& set, const std::vector<ScriptModel*>& models) {
+  const std::vector<ScriptModel*> named = answering(set, models);
+  if (named.empty()) return {};
+  return evaluate_ensemble(named, set.data, *set.objective, options(), run_.progress());
+}
+
 Scores ScoreBoard::score(const std::vector<ScriptModel*>& models) {
   Scores scores;
-  for (const ScoredSet& set : sets_)
-    scores.push_back(
-        evaluate_ensemble(models, set.data, *set.objective, options(), run_.progress()));
+  for (const ScoredSet& set : sets_) scores.push_back(score_set(set, models));
   return scores;
+}
+
+Evaluation ScoreBoard::score_selection(const std::vector<ScriptModel*>& models) {
+  return score_set(selection_.value(), models);
 }
 
 json ScoreBoard::add(const std::string& name, const Scores& scores) {
   rows_.emplace_back(name, scores);
   json object = json::object();
-  for (std::size_t s = 0; s < sets_.size(); ++s) object[sets_[s].name] = evaluation_json(scores[s]);
+  for (std::size_t s = 0; s < sets_.size(); ++s)
+    if (scores[s].samples > 0) object[sets_[s].name] = evaluation_json(scores[s]);
   if (const auto average = task_average(scores)) object["task_average"] = evaluation_json(*average);
   return object;
 }
@@ -85,7 +120,10 @@ std::optional<Evaluation> ScoreBoard::task_average(const Scores& scores) const {
   if (!has_task_average()) return std::nullopt;
   Scores tasks;
   for (std::size_t s = 0; s < sets_.size(); ++s)
-    if (sets_[s].task) tasks.push_back(scores[s]);
+    if (sets_[s].task) {
+      if (scores[s].samples == 0) return std::nullopt;
+      tasks.push_back(scores[s]);
+    }
   return average_of(tasks);
 }
 
@@ -96,9 +134,11 @@ Table ScoreBoard::accuracy_table() const {
   Table table(header);
   for (const auto& [name, scores] : rows_) {
     std::vector<std::string> row{name};
-    for (const Evaluation& e : scores) row.push_back(fmt::format("{:.1f}", 100 * e.accuracy));
-    if (const auto average = task_average(scores))
-      row.push_back(fmt::format("{:.1f}", 100 * average->accuracy));
+    const auto cell = [](const Evaluation& e) {
+      return e.samples > 0 ? fmt::format("{:.1f}", 100 * e.accuracy) : "";
+    };
+    for (const Evaluation& e : scores) row.push_back(cell(e));
+    if (has_task_average()) row.push_back(cell(task_average(scores).value_or(Evaluation())));
     table.add_row(row);
   }
   return table;
@@ -121,7 +161,8 @@ Table ScoreBoard::detail_table(bool exact) const {
                      fmt::format("{:.4f}", e.loss), fmt::format("{:.1f}", 100 * e.ece)});
   };
   for (const auto& [name, scores] : rows_) {
-    for (std::size_t s = 0; s < sets_.size(); ++s) add(name, sets_[s].name, scores[s]);
+    for (std::size_t s = 0; s < sets_.size(); ++s)
+      if (scores[s].samples > 0) add(name, sets_[s].name, scores[s]);
     if (const auto average = task_average(scores)) add(name, "task average", *average);
   }
   return table;

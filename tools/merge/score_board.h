@@ -20,7 +20,8 @@ namespace weightsmith {
 /// A data set that networks are scored on.
 struct ScoredSet {
   std::string name;
-  bool task = false;  ///< counts in the task average
+  bool task = false;                ///< counts in the task average
+  std::optional<std::string> head;  ///< the network that answers for it, where there are several
   Dataset data;
   std::optional<Objective> objective;
 };
@@ -28,7 +29,7 @@ struct ScoredSet {
 /// A batch that is enough to see whether a data set fits a network.
 at::Tensor first_samples(const Dataset& data, at::Device device);
 
-/// One a set, in their order.
+/// One a set, in their order; without samples where none of the networks answers for the set.
 using Scores = std::vector<Evaluation>;
 
 /// The evaluation sets and what was scored on them.
@@ -40,14 +41,17 @@ class ScoreBoard {
   void load();
   /// Runs a network on the first samples of every set, so that outputs that do not fit the
   /// objective show before the work begins.
-  void try_out(ScriptModel& model) const;
+  void try_out(const std::vector<ScriptModel*>& models) const;
   const std::vector<ScoredSet>& sets() const { return sets_; }
   /// The data of `select_on`, if it names a set.
   const std::optional<ScoredSet>& selection() const { return selection_; }
   EvaluationOptions options() const;
 
-  /// Scores a network, or the mean of the probabilities of several, on every set.
+  /// Scores a network, or the mean of the probabilities of several, on every set. Where a set names
+  /// a head, the network of that name answers alone.
   Scores score(const std::vector<ScriptModel*>& models);
+  /// The same on the data of `select_on`.
+  Evaluation score_selection(const std::vector<ScriptModel*>& models);
   /// Adds a row and returns it as JSON: an object a set, and `task_average` where there are tasks.
   nlohmann::json add(const std::string& name, const Scores& scores);
 
@@ -55,6 +59,7 @@ class ScoreBoard {
   void write(const std::filesystem::path& folder);
 
  private:
+  Evaluation score_set(const ScoredSet& set, const std::vector<ScriptModel*>& models);
   std::optional<Evaluation> task_average(const Scores& scores) const;
   bool has_task_average() const;
   Table accuracy_table() const;

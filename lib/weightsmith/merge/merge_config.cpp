@@ -122,6 +122,7 @@ void fields(Fields& f, EvaluationSet& c) {
   f("data", c.data);
   f("candidates", c.candidates);
   f("task", c.task);
+  f("head", c.head);
   f("selection", c.selection);
 }
 
@@ -131,6 +132,12 @@ void fields(Fields& f, EvaluationConfig& c) {
   f("sets", c.sets);
   f("batch_size", c.batch_size);
   f("originals", c.originals);
+}
+
+template <class Fields>
+void fields(Fields& f, PartialConfig& c) {
+  f("until", c.until);
+  f("tasks", c.tasks);
 }
 
 template <class Fields>
@@ -159,6 +166,7 @@ void fields(Fields& f, MergeConfig& c) {
   f("attention_heads", c.attention_heads);
   f("align", c.align);
   f("zip", c.zip);
+  f("partial", c.partial);
   f("activations", c.activations);
   f("iterations", c.iterations);
   f("normalization", c.normalization);
@@ -186,6 +194,8 @@ void from_config(const ConfigNode& node, EvaluationSet& c) { read_fields(node, c
 nlohmann::json to_config(const EvaluationSet& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, EvaluationConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const EvaluationConfig& c) { return write_fields(c); }
+void from_config(const ConfigNode& node, PartialConfig& c) { read_fields(node, c); }
+nlohmann::json to_config(const PartialConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, LandscapeConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const LandscapeConfig& c) { return write_fields(c); }
 
@@ -321,6 +331,25 @@ void validate_evaluation(const MergeConfig& c) {
          "give it held-out data under the key selection");
 }
 
+void validate_partial(const MergeConfig& c) {
+  if (!c.partial) {
+    for (const EvaluationSet& set : c.evaluation.sets)
+      if (set.head)
+        fail("evaluation.sets",
+             fmt::format("\"{}\" names a head, but all layers are merged", set.name),
+             "remove head, or say under partial where the heads begin");
+    return;
+  }
+  if (c.partial->until.empty())
+    fail("partial.until", "names no submodule", "name the last one that is merged");
+  if (c.groups != "auto")
+    fail("groups", "a partial merge finds the groups of its trunk in the graph",
+         "leave groups out, or merge all layers");
+  if (c.landscape)
+    fail("landscape", "there are no networks between models that are merged in part",
+         "remove landscape or partial");
+}
+
 void validate_landscape(const MergeConfig& c) {
   if (!c.landscape) return;
   const LandscapeConfig& l = *c.landscape;
@@ -359,6 +388,7 @@ void MergeConfig::validate() const {
   validate_variants(*this);
   validate_data(*this);
   validate_evaluation(*this);
+  validate_partial(*this);
   validate_landscape(*this);
 }
 

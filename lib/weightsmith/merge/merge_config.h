@@ -128,7 +128,8 @@ struct EvaluationSet {
   DataConfig data;
   std::optional<Candidates> candidates;  ///< default: the objective's; data = per-task accuracy
   std::optional<bool> task;              ///< counts in the task average; default: candidates = data
-  std::optional<DataConfig> selection;   ///< held-out data for `select_on`; see selection_data
+  std::optional<std::string> head;  ///< partial merges: the model whose head answers; else all do
+  std::optional<DataConfig> selection;  ///< held-out data for `select_on`; see selection_data
 
   /// The data a balance is chosen on when `select_on` names this set: `selection`, else the
   /// training split of `data`. Nothing where the format has no splits.
@@ -145,6 +146,14 @@ struct EvaluationConfig {
 };
 void from_config(const ConfigNode& node, EvaluationConfig& config);
 nlohmann::json to_config(const EvaluationConfig& config);
+
+/// Merging up to a submodule, keeping what comes behind as a head a model (merge/partial.h).
+struct PartialConfig {
+  std::string until;  ///< the last submodule that is merged ("layer2")
+  bool tasks = true;  ///< also save one network a task
+};
+void from_config(const ConfigNode& node, PartialConfig& config);
+nlohmann::json to_config(const PartialConfig& config);
 
 /// Scores between the models: along the line from one to the next, and on a plane through three.
 struct LandscapeConfig {
@@ -175,6 +184,7 @@ struct MergeConfig {
   AttentionHeads attention_heads = AttentionHeads::kTied;
   AlignConfig align;
   ZipConfig zip;
+  std::optional<PartialConfig> partial;
   ActivationConfig activations;
   IterationConfig iterations;
   NormalizationConfig normalization;

@@ -114,13 +114,12 @@ NetworkStates states_of(const std::vector<ScriptModel>& models) {
   return states;
 }
 
-void check_finite(const std::vector<ScriptModel>& models) {
-  for (const ScriptModel& model : models)
-    for (const auto& [name, tensor] : model.state_dict())
-      if (tensor.is_floating_point() && !at::isfinite(tensor).all().item<bool>())
-        throw Error(ErrorKind::kNumeric, model.where(),
-                    fmt::format("{} holds NaN or infinite values", name),
-                    "the model is broken: train it again or use an earlier checkpoint");
+void check_finite(const ScriptModel& model) {
+  for (const auto& [name, tensor] : model.state_dict())
+    if (tensor.is_floating_point() && !at::isfinite(tensor).all().item<bool>())
+      throw Error(ErrorKind::kNumeric, model.where(),
+                  fmt::format("{} holds NaN or infinite values", name),
+                  "the model is broken: train it again or use an earlier checkpoint");
 }
 
 DataTypes convert_to_float32(ScriptModel& model) {

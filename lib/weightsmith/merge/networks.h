@@ -37,7 +37,7 @@ void verify_unit_groups(const ScriptModel& model, const UnitGroups& groups,
 NetworkStates states_of(const std::vector<ScriptModel>& models);
 
 /// Throws Error{kNumeric} naming model and tensor when a weight is NaN or infinite.
-void check_finite(const std::vector<ScriptModel>& models);
+void check_finite(const ScriptModel& model);
 
 /// The data types of floating tensors that were not float32, by name.
 using DataTypes = std::map<std::string, at::ScalarType>;

@@ -191,6 +191,13 @@ void ScriptModel::load_state(const TensorMap& state, const std::string& where) {
   for (const auto& [name, tensor] : own) tensor.copy_(complete.at(name));
 }
 
+ScriptModel ScriptModel::with_network(torch::jit::Module module, const std::string& name) const {
+  ScriptModel other(std::move(module), where_);
+  other.name_ = name.empty() ? name_ : name;
+  other.preprocess_ = preprocess_;
+  return other;
+}
+
 ScriptModel ScriptModel::clone() const {
   ScriptModel copy = *this;
   {

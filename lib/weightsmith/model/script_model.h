@@ -57,6 +57,10 @@ class ScriptModel {
   /// Shared tensors given different values are an error.
   void load_state(const TensorMap& state, const std::string& where);
 
+  /// Another network under this model's preprocessing, without metadata, and under its name or
+  /// another one: a part of it, or one made from it.
+  ScriptModel with_network(torch::jit::Module module, const std::string& name = {}) const;
+
   /// A copy that shares nothing with this model, in the same mode (train or eval). Tensors that
   /// were one under several names stay one; parameters are leaves and keep requires_grad.
   ScriptModel clone() const;

@@ -202,7 +202,9 @@ TEST_CASE("weight similarity leaves running statistics out and names broken weig
   TensorMap state = models[1].state_dict();
   state.at("conv2.weight")[0][0][0][0] = std::numeric_limits<float>::quiet_NaN();
   expect_error(ErrorKind::kNumeric, {"conv2.weight"}, slots);
-  expect_error(ErrorKind::kNumeric, {"conv2.weight", "NaN"}, [&] { check_finite(models); });
+  expect_error(ErrorKind::kNumeric, {"conv2.weight", "NaN"}, [&] {
+    for (const ScriptModel& model : models) check_finite(model);
+  });
 }
 
 /// One layer and an activation.
