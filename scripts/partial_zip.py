@@ -9,59 +9,25 @@ and prints means and paired differences to the whole merge in points as Markdown
 heads answer, and of the task average, where each set is answered by its own head. About 20 seconds a pair.
 """
 import argparse
-import json
-import os
 import pathlib
 import statistics
-import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-TOOLS = ROOT / "build" / "release" / "tools"
-CONFIGS = ROOT / "configs"
-HALVES = {"low": "[0,1,2,3,4]", "high": "[5,6,7,8,9]"}
+from digit_networks import ROOT, accuracies, differences, spread, trained
+
 WHOLE = "all layers"
 
 
-def run(tool, *arguments):
-    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    done = subprocess.run([TOOLS / tool, "--overwrite", "--quiet", *map(str, arguments)], env=environment,
-                          stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
-
-
-def trained(folder, seed):
-    models = []
-    for offset, (name, classes) in enumerate(HALVES.items()):
-        models.append(folder / f"{name}-{seed}" / "model.pt")
-        if not models[-1].exists():
-            run("lookaround-train", "--config", CONFIGS / "lookaround-train" / "demo.json", "--seed", seed + offset,
-                "--set", f"data.train.classes={classes}", "--set", f"data.test.classes={classes}",
-                "--out", models[-1].parent)
-    return models
-
-
-def accuracies(models, cut, out):
-    arguments = ["--config", CONFIGS / "mudsc-merge" / "demo.json", "--out", out]
-    for i, (name, model) in enumerate(zip(HALVES, models)):
-        arguments += ["--set", f"models.{i}.name={name}", "--set", f"models.{i}.script={model}"]
-    if cut != WHOLE:
-        arguments += ["--set", f"partial.until={cut}", "--set", "evaluation.sets.1.head=low",
-                      "--set", "evaluation.sets.2.head=high"]
-    summary = run("mudsc-merge", *arguments)
-    rows = {entry["name"]: entry["scores"] for entry in summary["variants"]}
-    rows["ensemble"] = next(entry["scores"] for entry in summary["originals"] if entry["name"] == "ensemble")
-    return {name: {key: 100 * scores[key]["accuracy"] for key in ("all ten", "task_average")}
-            for name, scores in rows.items()}
+def partial_settings(cut):
+    return [] if cut == WHOLE else [f"partial.until={cut}", "evaluation.sets.1.head=low", "evaluation.sets.2.head=high"]
 
 
 def cell(values, reference):
     mean = statistics.fmean(values)
     if reference is values:
         return f"{mean:.1f}"
-    gains = [v - r for v, r in zip(values, reference)]
-    spread = statistics.stdev(gains) if len(gains) > 1 else 0.0
-    return f"{mean:.1f} ({statistics.fmean(gains):+.1f} ± {spread:.1f})"
+    gains = differences(values, reference)
+    return f"{mean:.1f} ({statistics.fmean(gains):+.1f} ± {spread(gains):.1f})"
 
 
 def main():
@@ -69,6 +35,8 @@ def main():
     parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "partial", metavar="DIR")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--cuts", default="bn4,bn3,bn2,bn1")
+    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
+                        help="folder of the executables")
     options = parser.parse_args()
     cuts = [WHOLE, *options.cuts.split(",")]
     folder = options.folder.resolve()
@@ -76,10 +44,10 @@ def main():
 
     found = {cut: [] for cut in cuts}
     for pair in range(options.pairs):
-        models = trained(folder, 2 * pair + 1)
+        models = trained(options.tools, folder, 2 * pair + 1)
         for cut in cuts:
             print(f"pair {pair + 1}: {cut}", file=sys.stderr)
-            found[cut].append(accuracies(models, cut, folder / "merged"))
+            found[cut].append(accuracies(options.tools, models, folder / "merged", *partial_settings(cut)))
 
     for key, title in (("all ten", "joint accuracy, %"), ("task_average", "task average, %")):
         print(f"\n| {title} | " + " | ".join(c if c == WHOLE else f"until `{c}`" for c in cuts) + " |")

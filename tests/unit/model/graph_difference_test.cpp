@@ -43,6 +43,18 @@ void check_differs(const std::string& body, const std::string& other, const std:
   CHECK_FALSE(difference(network(other), network(body)).empty());
 }
 
+/// Runs a script that saves networks in the folder; false where Python has no torch.
+bool made_in_python(const std::filesystem::path& folder, const std::string& script) {
+  if (!testing::python_has_torch()) {
+    WARN("python3 has no torch: networks made in Python are not compared");
+    return false;
+  }
+  const bool made = testing::run_python(folder, script);
+  INFO(testing::python_log(folder));
+  REQUIRE(made);
+  return true;
+}
+
 }  // namespace
 
 TEST_CASE("builtin networks compare equal when their options are", "[graph_difference]") {
@@ -126,12 +138,8 @@ TEST_CASE("what acts in training alone may differ", "[graph_difference]") {
 }
 
 TEST_CASE("networks of Python compare equal when scripted or traced alike", "[graph_difference]") {
-  if (!testing::python_has_torch()) {
-    WARN("python3 has no torch: networks made in Python are not compared");
-    return;
-  }
   const testing::TemporaryFolder folder;
-  const bool made = testing::run_python(folder.path(), R"(
+  if (!made_in_python(folder.path(), R"(
 import torch
 from torch import nn
 class Net(nn.Module):
@@ -151,9 +159,8 @@ torch.jit.trace(Net().train(), x, check_trace=False).save("trained.pt")
 torch.jit.script(Net(p=0.1, momentum=0.01)).save("regularised.pt")
 torch.jit.script(Net(activation=nn.Tanh)).save("tanh.pt")
 torch.jit.trace(Net(activation=nn.Tanh).eval(), x).save("trace_tanh.pt")
-)");
-  INFO(testing::python_log(folder.path()));
-  REQUIRE(made);
+)"))
+    return;
   const auto load = [&](const std::string& name) {
     Module module = torch::jit::load((folder / (name + ".pt")).string());
     module.train(false);
@@ -172,12 +179,8 @@ torch.jit.trace(Net(activation=nn.Tanh).eval(), x).save("trace_tanh.pt")
 
 TEST_CASE("a network that may warn is the same after it was loaded and saved",
           "[graph_difference]") {
-  if (!testing::python_has_torch()) {
-    WARN("python3 has no torch: networks made in Python are not compared");
-    return;
-  }
   const testing::TemporaryFolder folder;
-  const bool made = testing::run_python(folder.path(), R"(
+  if (!made_in_python(folder.path(), R"(
 import torch, warnings
 from torch import nn
 class Net(nn.Module):
@@ -192,9 +195,8 @@ class Net(nn.Module):
         return self.fc(x)
 torch.jit.script(Net()).save("net.pt")
 torch.jit.load("net.pt").save("again.pt")
-)");
-  INFO(testing::python_log(folder.path()));
-  REQUIRE(made);
+)"))
+    return;
   Module net = torch::jit::load((folder / "net.pt").string());
   net.save((folder / "saved.pt").string());
   for (const char* name : {"net.pt", "again.pt", "saved.pt"}) {
@@ -205,12 +207,8 @@ torch.jit.load("net.pt").save("again.pt")
 
 TEST_CASE("recurrent layers with other weights compare equal, with other sizes not",
           "[graph_difference]") {
-  if (!testing::python_has_torch()) {
-    WARN("python3 has no torch: networks made in Python are not compared");
-    return;
-  }
   const testing::TemporaryFolder folder;
-  const bool made = testing::run_python(folder.path(), R"(
+  if (!made_in_python(folder.path(), R"(
 import torch
 from torch import nn
 class Net(nn.Module):
@@ -221,9 +219,8 @@ class Net(nn.Module):
         return self.rnn(x)[0]
 for name, layers in ("a", 1), ("b", 1), ("deep", 2):
     torch.jit.script(Net(layers)).save(name + ".pt")
-)");
-  INFO(testing::python_log(folder.path()));
-  REQUIRE(made);
+)"))
+    return;
   const auto load = [&](const char* name) { return torch::jit::load((folder / name).string()); };
   CHECK(difference(load("a.pt"), load("b.pt")).empty());
   CHECK_FALSE(difference(load("a.pt"), load("deep.pt")).empty());

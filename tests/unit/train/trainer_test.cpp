@@ -11,6 +11,7 @@
 
 #include "support/expect_error.h"
 #include "support/temporary_folder.h"
+#include "unit/train/tiny_training.h"
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/core/rng.h"
@@ -24,20 +25,9 @@ namespace weightsmith {
 namespace {
 
 TrainConfig small_config(const std::filesystem::path& out) {
-  TrainConfig config;
-  config.model.builtin = "convnet";
-  config.model.options = {{"width", 4}, {"channels", 1}, {"outputs", 10}};
-  config.data.train.split = DataConfig::Split::kTrain;
-  config.data.train.limit = 50;
-  config.data.test.emplace();
-  config.data.test->split = DataConfig::Split::kTest;
-  config.data.test->limit = 40;
+  TrainConfig config = testing::tiny_training(out);
   config.augmentations = {{{Augmentation::Name::kRandomCrop}}, {{Augmentation::Name::kAffine}}, {}};
-  config.method.k = 2;
-  config.epochs = 3;
-  config.batch_size = 16;
   config.seed = 9;
-  config.out = out;
   return config;
 }
 

@@ -1,0 +1,55 @@
+"""Pairs of networks of the shipped digits, trained and merged as scripts/demo.sh does, for the studies beside this."""
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+HALVES = {"low": "[0,1,2,3,4]", "high": "[5,6,7,8,9]"}
+
+
+def run(tools: pathlib.Path, tool: str, *arguments) -> dict:
+    """Runs a tool and returns its summary; ends the study with the tool's message where it fails."""
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    done = subprocess.run([tools / tool, "--overwrite", "--quiet", *map(str, arguments)], env=environment,
+                          stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{tool} ended with {done.returncode}")
+    return json.loads(done.stdout)
+
+
+def trained(tools: pathlib.Path, folder: pathlib.Path, seed: int) -> list[pathlib.Path]:
+    """The archives of a pair: digits 0-4 with this seed, 5-9 with the next one. Found in the folder, or trained."""
+    models = []
+    for offset, (name, classes) in enumerate(HALVES.items()):
+        models.append(folder / f"{name}-{seed}" / "model.pt")
+        if not models[-1].exists():
+            run(tools, "lookaround-train", "--config", CONFIGS / "lookaround-train" / "demo.json",
+                "--seed", seed + offset, "--set", f"data.train.classes={classes}",
+                "--set", f"data.test.classes={classes}", "--out", models[-1].parent)
+    return models
+
+
+def accuracies(tools: pathlib.Path, models: list[pathlib.Path], out: pathlib.Path, *settings) -> dict:
+    """Merges a pair in the variants of the demo; {network: {set: accuracy in %}}, the ensemble among the networks."""
+    arguments = ["--config", CONFIGS / "mudsc-merge" / "demo.json", "--out", out]
+    for i, (name, model) in enumerate(zip(HALVES, models)):
+        arguments += ["--set", f"models.{i}.name={name}", "--set", f"models.{i}.script={model}"]
+    for setting in settings:
+        arguments += ["--set", setting]
+    summary = run(tools, "mudsc-merge", *arguments)
+    rows = {entry["name"]: entry["scores"] for entry in summary["variants"]}
+    rows["ensemble"] = next(entry["scores"] for entry in summary["originals"] if entry["name"] == "ensemble")
+    return {name: {key: 100 * scores[key]["accuracy"] for key in ("all ten", "task_average")}
+            for name, scores in rows.items()}
+
+
+def spread(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def differences(values: list[float], others: list[float]) -> list[float]:
+    """Paired."""
+    return [value - other for value, other in zip(values, others)]
