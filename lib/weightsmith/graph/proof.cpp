@@ -22,7 +22,7 @@
 namespace weightsmith {
 namespace {
 
-constexpr double kLooseTolerance = 1e-3;  // for networks that refuse float64
+constexpr double kLooseTolerance = 1e-4;  // for networks that refuse float64
 
 /// Different from every other tensor and of about the same size; positive values (variances) stay
 /// positive.

@@ -36,7 +36,7 @@ struct GroupProof {
 /// Permutes the units of every group at random in a copy of the network, with all its parameters
 /// and statistics changed at random first (a bias of zero or a scale of one would hide a missing
 /// axis), and compares the outputs for `inputs`. Everything is computed in float64; a network that
-/// insists on its own type is tried in that one, with tolerance 1e-3. When all groups together
+/// insists on its own type is tried in that one, with tolerance 1e-4. When all groups together
 /// change the outputs but none does alone, groups are added one after another, and those that do
 /// not go with the ones before them are named: what is left holds together. Throws
 /// Error{kInput} as GraphRunner::run, and when the network is not deterministic; Error{kNumeric}

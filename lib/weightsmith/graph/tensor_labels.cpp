@@ -310,6 +310,7 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     results.push_back(std::move(labels));
   }
   const std::vector<TensorLabels> empty = results;
+  std::vector<Label> alone;  // labels that leave their neighbours behind
   for (std::size_t a = 0; a < x.arrays.size(); ++a) {
     const LabelArray array = x.arrays[a];
     Dims view(x.rank(), 1);
@@ -321,7 +322,11 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     bool collides = false;
     for (std::size_t i = 0; i < moved.size(); ++i) {
       LabelArray kept = essential(moved[i]);
-      if (kept.dims.empty()) continue;
+      if (kept.dims.empty()) {
+        if (moved[i].numel() > 0 && !are_one(array.labels))
+          alone.push_back(static_cast<Label>(moved[i].flatten()[0].item<double>()));
+        continue;
+      }
       for (const LabelArray& other : results[i].arrays)
         collides |= !intersection(other.dims, kept.dims).empty();
       results[i].arrays.push_back(std::move(kept));
@@ -339,10 +344,23 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     x.arrays.erase(x.arrays.begin(), x.arrays.begin() + static_cast<std::ptrdiff_t>(a) + 1);
     x.arrays.insert(x.arrays.begin(), joint);
     results = empty;
+    alone.clear();
     a = static_cast<std::size_t>(-1);  // from the first again
   }
+  // A dimension of size 1 carries no label, so nothing behind it would tell the one that was taken
+  // from those that were not.
+  for (const Label label : alone)
+    if (label != 0)
+      store_.distinguish({{0}, at::full({1}, label, at::kLong)}, {0}, {Cause::kPosition, node_});
   for (TensorLabels& result : results) keep_disjoint(result);
   return results;
+}
+
+bool LabelAlgebra::are_one(const at::Tensor& labels) const {
+  const at::Tensor flat = labels.flatten();
+  const auto* first = flat.data_ptr<Label>();
+  return std::all_of(first, first + flat.numel(),
+                     [&](Label label) { return store_.find(label) == store_.find(*first); });
 }
 
 TensorLabels LabelAlgebra::concatenate(const std::vector<TensorLabels>& parts, std::int64_t dim) {

@@ -64,7 +64,8 @@ class LabelAlgebra {
   TensorLabels fix(const TensorLabels& x, const std::vector<std::int64_t>& dims, Cause cause);
 
   /// An operator that only moves elements about: `move` does with a tensor of x's shape what the
-  /// operator did with x, padding with zeros. One result a tensor that `move` returns.
+  /// operator did with x, padding with zeros. One result a tensor that `move` returns. An element
+  /// of a labelled dimension that is taken alone is told apart from the others.
   std::vector<TensorLabels> rearrange(
       const TensorLabels& x, const std::function<std::vector<at::Tensor>(const at::Tensor&)>& move);
 
@@ -89,6 +90,7 @@ class LabelAlgebra {
   /// them distinguish.
   LabelArray join(const TensorLabels& x, const std::vector<std::int64_t>& dims, Cause cause);
   void keep_disjoint(TensorLabels& x);
+  bool are_one(const at::Tensor& labels) const;
 
   LabelStore& store_;
   std::size_t node_ = 0;

@@ -18,8 +18,8 @@ namespace weightsmith {
 using UnitOrders = std::vector<std::vector<std::int64_t>>;
 
 /// Random orders for the groups whose indices are in `moving`; the others stay, or follow the
-/// blocks they are within. Blocks move as wholes and units within their block. No order is the
-/// present one where there is another.
+/// blocks they are within. Blocks move as wholes and units within their block. Of several blocks,
+/// or units in a block, none keeps its place.
 UnitOrders random_orders(const UnitGroups& groups, const std::set<std::size_t>& moving, Rng& rng);
 /// Random orders for all groups.
 UnitOrders random_orders(const UnitGroups& groups, Rng& rng);

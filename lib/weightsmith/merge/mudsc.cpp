@@ -363,9 +363,8 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
     }
     similarity.add(rows, 0, member.parameter);
   }
-  // Of a bundle, one group may have nothing to go by yet.
-  if (similarity.count() == 0 && unmatched == UnmatchedAxes::kLeaveOut)
-    return no_similarity(models, group.units, scope);
+  // Buffers say nothing, and what reaches groups not matched yet may be left out.
+  if (similarity.count() == 0) return no_similarity(models, group.units, scope);
   const std::string where = "weights of group " + group.name;
   return measure == SimilarityMeasure::kCorrelation ? similarity.correlation(where)
                                                     : similarity.cosine(where);

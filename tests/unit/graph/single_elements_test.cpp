@@ -1,0 +1,70 @@
+// Units that an operator takes out of their axis one by one: nothing else tells them apart.
+#include "unit/graph/derived_network.h"
+#include "weightsmith/core/rng.h"
+#include "weightsmith/graph/unit_orders.h"
+
+using namespace weightsmith;
+using namespace weightsmith::testing;
+
+namespace {
+
+/// Free units, and how many are pinned, of a network proved with 3 samples of 10 inputs.
+std::pair<std::int64_t, std::int64_t> free_and_pinned(const Shapes& parameters,
+                                                      const std::string& body) {
+  INFO(body);
+  const DerivedNetwork net(make_network(parameters, body), {at::randn({3, 10})});
+  check_proved(net);
+  return {net.derivation.free_units, net.derivation.pinned_units};
+}
+
+}  // namespace
+
+TEST_CASE("a unit that is taken alone stays, and the others are free", "[derive_groups]") {
+  using Counts = std::pair<std::int64_t, std::int64_t>;
+  const Shapes two{{"a.weight", {6, 10}}, {"b.weight", {3, 6}}};
+  const std::string hidden = "h = torch.tanh(torch.linear(x, self.a.weight))\n";
+  const auto gated_by = [&](const std::string& taken) {
+    return free_and_pinned(two,
+                           hidden + "return torch.linear(h, self.b.weight) * (1 + " + taken + ")");
+  };
+  for (const char* taken : {"h[:, 2:3]", "h[:, 2].unsqueeze(1)", "h.narrow(1, 2, 1)"})
+    CHECK(gated_by(taken) == Counts{5, 1});
+  // These take every unit alone, though only one is used.
+  for (const char* taken : {"h.chunk(6, 1)[2]", "h.unbind(1)[2].unsqueeze(1)"})
+    CHECK(gated_by(taken) == Counts{0, 6});
+  SECTION("outputs one by one") {
+    CHECK(free_and_pinned(two, hidden + "y = torch.linear(h, self.b.weight)\n"
+                                        "return y[:, 0], y[:, 1] * y[:, 2]")
+              .first == 6);
+  }
+  SECTION("parameters one by one") {
+    const Shapes fused{
+        {"a.weight", {6, 10}}, {"b.weight", {6, 10}}, {"w", {2}}, {"c.weight", {3, 6}}};
+    CHECK(free_and_pinned(fused,
+                          "h = self.w[0] * torch.relu(torch.linear(x, self.a.weight)) + "
+                          "self.w[1] * torch.tanh(torch.linear(x, self.b.weight))\n"
+                          "return torch.linear(h, self.c.weight)")
+              .first == 6);
+    const Shapes stacked{{"a.weight", {6, 10}}, {"w", {2, 6, 6}}, {"c.weight", {3, 6}}};
+    CHECK(free_and_pinned(stacked, hidden + "h = torch.tanh(h @ self.w[0])\n"
+                                            "h = torch.tanh(h @ self.w[1])\n"
+                                            "return torch.linear(h, self.c.weight)")
+              .first == 6);
+  }
+}
+
+TEST_CASE("random orders leave no unit in its place", "[derive_groups]") {
+  UnitGroups groups;
+  groups.groups.push_back({"plain", 5, 1, {}, {}, ""});
+  groups.groups.push_back({"blocks", 12, 4, {}, {}, ""});
+  groups.groups.push_back({"one", 1, 1, {}, {}, ""});
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    Rng rng(seed);
+    const UnitOrders orders = random_orders(groups, rng);
+    for (std::size_t g = 0; g < 2; ++g)
+      for (std::size_t u = 0; u < orders[g].size(); ++u)
+        CHECK(orders[g][u] != static_cast<std::int64_t>(u));
+    for (std::size_t u = 0; u < 12; ++u) CHECK(orders[1][u] / 3 == orders[1][u / 3 * 3] / 3);
+    CHECK(orders[2] == std::vector<std::int64_t>{0});
+  }
+}
