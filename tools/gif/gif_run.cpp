@@ -294,7 +294,7 @@ void GifRun::compute_fields() {
       GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
       if (victim) {
         models_[i].outputs = field.outputs(inputs_.inputs).cpu();
-        const at::Tensor gradient = gradient_times_input(model);
+        const at::Tensor gradient = i == *victim ? victims_gradient : gradient_times_input(model);
         models_[i].gradient_distance =
             field_distances({source_of(victims_gradient), source_of(gradient)}, config_.distance, 0)
                 .mean[1]
