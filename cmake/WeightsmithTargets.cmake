@@ -2,8 +2,8 @@
 
 function(weightsmith_flags target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual)
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 14)
-    # g++ 12 and 13 warn of string concatenation inlined from libstdc++ (GCC bugs 105329, 105651).
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # g++ 12 to 14 warn of string concatenation inlined from libstdc++ (GCC bugs 105329, 105651).
     target_compile_options(${target} PRIVATE -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds)
   endif()
   if(WEIGHTSMITH_UNITY AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
