@@ -110,7 +110,7 @@ void bench_similarity() {
         {2048, {128, 2048}}}) {
     const at::Tensor a = at::randn(shape);
     const at::Tensor b = at::randn(shape);
-    SimilarityAccumulator statistics(2, units, Similarity::Scope::kAllPairs);
+    SimilarityAccumulator statistics({2, units}, Similarity::Scope::kAllPairs);
     const double time = best_ms([&] { statistics.add({a, b}, 1, "bench"); });
     const at::Tensor rows = at::randn({2 * units, a.numel() / units});
     at::Tensor product = at::empty({2 * units, 2 * units});

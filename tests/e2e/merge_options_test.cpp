@@ -344,3 +344,61 @@ TEST_CASE("a matching of other networks is refused") {
                              print(folder / "refused"), "--quiet"}),
                 "mudsc-merge", 3, {"matching.safetensors", "group fc2", "[2, 12]"});
 }
+
+TEST_CASE("networks of unequal widths zip to any width, and do nothing else") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "mlp", {{"hidden", {12, 8}}}, 2);
+  config["models"][1] = print(save_builtin(folder / "wide.pt", "mlp", {{"hidden", {20, 13}}}, 2));
+  const auto width = [&](const std::string& out) {
+    const auto tensors = read_safetensors(folder / out / "merged.safetensors").tensors;
+    return std::vector<std::int64_t>{tensors.at("fc1.weight").size(0),
+                                     tensors.at("fc2.weight").size(0)};
+  };
+  for (const char* space : {"weight", "activation", "dual"}) {
+    config["space"] = space;
+    run(folder, scored(config), space);
+    CHECK(width(space) == std::vector<std::int64_t>{16, 10});  // the mean, rounded down
+  }
+  const json groups = json::parse(read_bytes(folder / "dual/groups.json"));
+  CHECK(groups["groups"][0]["units"] == 16);
+  // What it wrote is a network like any other, and the matching can be given back.
+  ModelRef reference;
+  reference.script = folder / "dual/merged.pt";
+  const ScriptModel merged = ScriptModel::load(reference, {});
+  CHECK_FALSE(merged.metadata().contains("builtin"));
+  json given = config;
+  given["matching"] = print(folder / "dual/matching.safetensors");
+  run(folder, given, "given");
+  CHECK(read_bytes(folder / "given/merged.safetensors") ==
+        read_bytes(folder / "dual/merged.safetensors"));
+
+  config["zip"]["reduce"] = 0.75;
+  run(folder, config, "small");
+  CHECK(width("small") == std::vector<std::int64_t>{8, 5});
+
+  const auto refused = [&](json other, int code, const std::vector<std::string>& words) {
+    check_failure(mudsc_merge({"--config", write_config(folder / "merge.json", other), "--out",
+                               print(folder / "refused"), "--quiet"}),
+                  "mudsc-merge", code, words);
+    CHECK_FALSE(fs::exists(folder / "refused"));
+  };
+  json other = config;
+  other["method"] = "align";
+  other.erase("zip");
+  refused(other, 3, {"wide.pt", "not of the architecture", "fc1"});
+  other = scored(config);
+  other["landscape"]["line"] = 3;
+  refused(other, 2, {"landscape", "differ in width"});
+}
+
+TEST_CASE("partial merges of trunks of unequal widths keep their heads") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "mlp", {{"hidden", {12, 8}}}, 2);
+  config["models"][1] = print(save_builtin(folder / "wide.pt", "mlp", {{"hidden", {20, 8}}}, 2));
+  config["partial"]["until"] = "fc1";
+  run(folder, config, "out");
+  const auto merged = read_safetensors(folder / "out/merged.safetensors").tensors;
+  CHECK(merged.at("trunk.fc1.weight").size(0) == 16);
+  CHECK(merged.at("heads.0.fc2.weight").size(1) == 12);
+  CHECK(merged.at("heads.1.fc2.weight").size(1) == 20);
+}

@@ -203,8 +203,8 @@ TEST_CASE("a partial merge that cannot be is refused before anything is written"
   refused(changed, 2, {"groups: a partial merge finds the groups of its trunk"});
   // Trunks must agree, heads need not.
   changed = config;
-  changed["models"][1]["script"] = save_builtin(folder / "wide.pt", "resnet20",
-                                                {{"depth", 8}, {"width", 0.25}, {"channels", 1}}, 3)
+  changed["models"][1]["script"] = save_builtin(folder / "deep.pt", "resnet20",
+                                                {{"depth", 14}, {"width", 0.5}, {"channels", 1}}, 3)
                                        .string();
-  refused(changed, 3, {"wide.pt: not of the architecture of"});
+  refused(changed, 3, {"deep.pt: not of the architecture of"});
 }

@@ -52,7 +52,7 @@ std::int64_t models_of(const std::filesystem::path& path) {
 
 /// {0, 1}^(O, slots).
 at::Tensor unmerge_matrix(const Matching& m) {
-  const at::Tensor u = at::zeros({m.models * m.units, m.slots});
+  const at::Tensor u = at::zeros({m.stack.size(), m.slots});
   for (std::int64_t k = 0; k < u.size(0); ++k) u[k][m.slot[k]] = 1.0;
   return u;
 }
@@ -70,7 +70,8 @@ TEST_CASE("align gives the authors' permutations") {
     const at::Tensor permutation = g.at("perm");
     const Similarity s = all_pairs_similarity(g.at("sims"), permutation.size(0), "golden");
     const Matching m = align(s, blocks_of(g), "golden");
-    for (std::int64_t i = 0; i < m.models; ++i) CHECK(m.unit_of(i) == integers(permutation[i]));
+    for (std::int64_t i = 0; i < m.stack.models(); ++i)
+      CHECK(m.unit_of(i) == integers(permutation[i]));
     CHECK(m.value == Approx(g.at("merge_value").item<double>()).margin(kValueTolerance));
     CHECK(at::equal(unmerge_matrix(m), g.at("unmerge").to(at::kFloat)));
   }
@@ -120,8 +121,8 @@ TEST_CASE("sweeps visit groups in the authors' order") {
 
 TEST_CASE("activation correlation is the authors', once NaN and infinity are taken out") {
   const TensorMap g = golden("act_correlation");
-  SimilarityAccumulator all(2, 10, Similarity::Scope::kAllPairs);
-  SimilarityAccumulator cross(2, 10, Similarity::Scope::kCrossModel);
+  SimilarityAccumulator all({2, 10}, Similarity::Scope::kAllPairs);
+  SimilarityAccumulator cross({2, 10}, Similarity::Scope::kCrossModel);
   for (int batch = 0; batch < 4; ++batch) {
     const std::string index = std::to_string(batch);
     const auto cleaned = [&](const std::string& model) {
@@ -142,7 +143,7 @@ TEST_CASE("activation correlation is the authors', once NaN and infinity are tak
 TEST_CASE("the same activations as they are stop with the layer's name") {
   const TensorMap g = golden("act_correlation");
   expect_error(ErrorKind::kNumeric, {"layer1.conv1: unit"}, [&] {
-    SimilarityAccumulator statistics(2, 10, Similarity::Scope::kAllPairs);
+    SimilarityAccumulator statistics({2, 10}, Similarity::Scope::kAllPairs);
     for (int batch = 0; batch < 4; ++batch)
       statistics.add({g.at("a" + std::to_string(batch)), g.at("b" + std::to_string(batch))}, 1,
                      "layer1.conv1");
@@ -151,9 +152,9 @@ TEST_CASE("the same activations as they are stop with the layer's name") {
 
 TEST_CASE("weight correlation and cosine are the authors', whole or member by member") {
   const TensorMap g = golden("weight_correlation");
-  SimilarityAccumulator whole(2, 12, Similarity::Scope::kAllPairs);
+  SimilarityAccumulator whole({2, 12}, Similarity::Scope::kAllPairs);
   whole.add({g.at("w0"), g.at("w1")}, 0, "weights");
-  SimilarityAccumulator members(2, 12, Similarity::Scope::kAllPairs);
+  SimilarityAccumulator members({2, 12}, Similarity::Scope::kAllPairs);
   for (const auto& [begin, length] : {std::pair{0, 1}, {1, 20}, {21, 9}})
     members.add({g.at("w0").narrow(1, begin, length), g.at("w1").narrow(1, begin, length)}, 0,
                 "weights");

@@ -103,9 +103,9 @@ void add_conv(UnitGroup& group, const std::string& conv, const std::string& norm
 UnitGroups mlp_groups() {
   UnitGroups groups;
   groups.groups.push_back(
-      {"0", 16, 1, {out("fc1.weight", 16), out("fc1.bias", 16), in("fc2.weight", 16)}, {}, {}});
+      {"0", 16, 1, {out("fc1.weight", 16), out("fc1.bias", 16), in("fc2.weight", 16)}, {}, {}, {}});
   groups.groups.push_back(
-      {"1", 14, 1, {out("fc2.weight", 14), out("fc2.bias", 14), in("fc3.weight", 14)}, {}, {}});
+      {"1", 14, 1, {out("fc2.weight", 14), out("fc2.bias", 14), in("fc3.weight", 14)}, {}, {}, {}});
   return groups;
 }
 
@@ -117,7 +117,7 @@ UnitGroups resnet_groups() {
     const std::int64_t units = std::int64_t{2} << stage;
     const std::string block = "layer" + std::to_string(stage) + ".0.";
     const int first = 2 * stage - 2;
-    UnitGroup residual{std::to_string(stage == 1 ? first : first + 1), units, 1, {}, {}, {}};
+    UnitGroup residual{std::to_string(stage == 1 ? first : first + 1), units, 1, {}, {}, {}, {}};
     if (stage == 1)
       add_conv(residual, "conv1", "bn1");
     else
@@ -131,7 +131,7 @@ UnitGroups resnet_groups() {
     } else {
       residual.members.push_back(in("linear.weight", units));
     }
-    UnitGroup inner{std::to_string(stage == 1 ? first + 1 : first), units, 1, {}, {}, {}};
+    UnitGroup inner{std::to_string(stage == 1 ? first + 1 : first), units, 1, {}, {}, {}, {}};
     add_conv(inner, block + "conv1", block + "bn1");
     inner.members.push_back(in(block + "conv2.weight", units));
     groups.groups.push_back(stage == 1 ? residual : inner);

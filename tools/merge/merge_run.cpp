@@ -10,9 +10,9 @@
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/eval/fingerprint.h"
 #include "weightsmith/eval/normalization.h"
-#include "weightsmith/match/zip.h"
 #include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/statistics_cache.h"
+#include "weightsmith/merge/widths.h"
 #include "weightsmith/model/batch_norms.h"
 #include "weightsmith/model/example_input.h"
 #include "weightsmith/tensor/safetensors.h"
@@ -38,7 +38,7 @@ void MergeRun::load_models() {
   }
   for (const ScriptModel& model : models_) check_storable(model.state_dict(), model.where());
   if (config_.partial) cut_into_parts();
-  check_same_architecture(models_);
+  check_same_architecture(models_, widths_may_differ());
   const std::vector<ScriptModel*> all = originals();
   for (ScriptModel* model : all) {
     check_finite(*model);
@@ -90,13 +90,10 @@ void MergeRun::derive_unit_groups() {
       verify_unit_groups(models_.front(), groups_, inputs, run_.progress());
   }
   if (config_.groups != "auto") run_.record().add_input(config_.groups);
-  if (!config_.matching.empty()) {
-    given_ = read_matchings(config_.matching, groups_, static_cast<std::int64_t>(models_.size()));
-    run_.record().add_input(config_.matching);
-  }
+  if (!config_.matching.empty()) run_.record().add_input(config_.matching);
+  check_widths(inputs);
   if (config_.normalization.mode == NormalizationMode::kRepair)
     layers_ = affine_layers(groups_, models_.front().parameters());
-  check_widths();
 }
 
 std::vector<c10::IValue> MergeRun::example_inputs() const {
@@ -111,38 +108,44 @@ std::vector<c10::IValue> MergeRun::example_inputs() const {
   return {models_.front().preprocessed(first_samples(*data, run_.settings().device))};
 }
 
-void MergeRun::check_widths() const {
-  if (given_) {
-    for (std::size_t g = 0; g < groups_.groups.size(); ++g) {
-      const Matching& m = given_->matchings[g];
-      if (m.slots == m.units) continue;
-      throw Error(ErrorKind::kInput, config_.matching.string(),
-                  fmt::format("group {} of {} units would become {} wide", groups_.groups[g].name,
-                              m.units, m.slots),
-                  "give a matching that keeps the width");
-    }
-    const bool all = std::all_of(given_->matchings.begin(), given_->matchings.end(),
-                                 [](const Matching& m) { return m.is_permutation(); });
-    if (config_.landscape && config_.landscape->plane > 0 && !all)
-      throw Error(ErrorKind::kInput, config_.matching.string(),
-                  "joins units of one model, so there is no matched copy to lay a plane through",
-                  "give the matching of an align, or set landscape.plane to 0");
-    return;
-  }
+bool MergeRun::widths_may_differ() const {
   const auto variants = config_.variants();
-  if (std::none_of(variants.begin(), variants.end(),
-                   [](const VariantConfig& v) { return v.method == MergeMethod::kZip; }))
-    return;
+  return !config_.matching.empty() ||
+         std::all_of(variants.begin(), variants.end(),
+                     [](const VariantConfig& v) { return v.method == MergeMethod::kZip; });
+}
+
+void MergeRun::check_widths(const std::vector<c10::IValue>& inputs) {
   const auto models = static_cast<std::int64_t>(models_.size());
-  for (const UnitGroup& group : groups_.groups) {
-    const std::int64_t slots =
-        zip_slots(models, group.units, group.blocks, config_.zip.reduce_for(models));
-    if (slots == group.units) continue;
-    throw Error(
-        ErrorKind::kConfig, "zip.reduce",
-        fmt::format("group {} of {} units would become {} wide", group.name, group.units, slots),
-        "leave it out to keep the width");
-  }
+  const bool differ = find_widths(groups_, models_);
+  if (differ && config_.verify && !inputs.empty())
+    for (std::int64_t i = 1; i < models; ++i) {
+      if (config_.partial)  // what the trunk hands out is free
+        trunk_units(models_[i], inputs, config_.verify, run_.progress());
+      else
+        verify_unit_groups(models_[i], groups_of_model(groups_, i), inputs, run_.progress());
+    }
+  if (!config_.matching.empty()) given_ = read_matchings(config_.matching, groups_, models);
+
+  const auto variants = config_.variants();
+  const bool zips = !given_ && std::any_of(variants.begin(), variants.end(), [](const auto& v) {
+    return v.method == MergeMethod::kZip;
+  });
+  const bool changes =
+      (given_ && changes_width(groups_, merged_units(given_->matchings))) ||
+      (zips &&
+       changes_width(groups_, zipped_units(groups_, models, config_.zip.reduce_for(models))));
+  if (config_.landscape && (differ || changes))
+    throw Error(ErrorKind::kConfig, "landscape",
+                "there is no line between networks whose layers differ in width",
+                "leave it out, or keep the width");
+  if (!given_) return;
+  const bool all = std::all_of(given_->matchings.begin(), given_->matchings.end(),
+                               [](const Matching& m) { return m.is_permutation(); });
+  if (config_.landscape && config_.landscape->plane > 0 && !all)
+    throw Error(ErrorKind::kInput, config_.matching.string(),
+                "joins units of one model, so there is no matched copy to lay a plane through",
+                "give the matching of an align, or set landscape.plane to 0");
 }
 
 void MergeRun::load_data() {
@@ -192,8 +195,8 @@ json MergeRun::plan() const {
     units += group.units;
     const std::int64_t pairs =
         statistics_scope() == Similarity::Scope::kAllPairs ? models * models : models - 1;
-    similarity_bytes +=
-        pairs * group.units * group.units * 12;  // accumulated in double, kept in float32
+    const std::int64_t widest = stack_of(group, models).widest();
+    similarity_bytes += pairs * widest * widest * 12;  // accumulated in double, kept in float32
   }
   json labels = json::array();
   for (const VariantConfig& variant : config_.variants()) labels.push_back(name_of(variant));
@@ -290,8 +293,18 @@ ScriptModel MergeRun::apply(const MatchResult& matched) {
   ScriptModel merged = models_.front().clone();
   merged.metadata().erase("training");  // of the first model alone
   const ModelShares shares = config_.share.empty() ? ModelShares{} : config_.shares();
-  merged.load_state(merge_states(states_of(models_).models, groups_, matched.matchings, shares),
-                    "merged weights");
+  const TensorMap state =
+      merge_states(states_of(models_).models, groups_, matched.matchings, shares);
+  const std::vector<std::int64_t> units = merged_units(matched.matchings);
+  if (!changes_width(groups_, units)) {
+    merged.load_state(state, "merged weights");
+    return merged;
+  }
+  merged.replace_state(state);
+  for (const char* key : {"builtin", "options"}) merged.metadata().erase(key);  // of other widths
+  if (!config_.partial)  // else when it has its heads
+    try_other_widths(merged, models_.front(), resized_groups(groups_, units), example_inputs(),
+                     run_.progress());
   return merged;
 }
 
@@ -315,6 +328,11 @@ void MergeRun::attach_heads(ScriptModel& merged, const MatchResult& matched) {
   if (!config_.partial) return;
   merged = weightsmith::attach_heads(merged, heads_, boundary_, matched.matchings,
                                      config_.partial->until);
+  if (changes_width(groups_, merged_units(matched.matchings))) {
+    const std::vector<ScriptModel> tasks = task_networks(merged);
+    for (std::size_t i = 0; i < tasks.size(); ++i)
+      try_other_widths(tasks[i], whole_[i], {}, example_inputs(), run_.progress());
+  }
   reset(merged);
 }
 
@@ -348,7 +366,8 @@ void MergeRun::save(const VariantConfig& variant, const MatchResult& matched,
   ScriptModel saved = merged.clone();
   convert_back(saved, saved_types(), "merged weights");
   write("groups.json", [&](const auto& path) {
-    write_text_atomically(path, unit_groups_to_json(groups_).dump(2) + "\n");
+    const UnitGroups groups = resized_groups(groups_, merged_units(matched.matchings));
+    write_text_atomically(path, unit_groups_to_json(groups).dump(2) + "\n");
   });
   write("matching.safetensors",
         [&](const auto& path) { write_matchings(path, groups_, matched.matchings); });

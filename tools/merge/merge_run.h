@@ -69,8 +69,11 @@ class MergeRun {
   DataTypes saved_types() const;
   /// What the method that needs most needs; it holds what the others do.
   Similarity::Scope statistics_scope() const;
-  /// A merged layer of another width would need another network.
-  void check_widths() const;
+  /// Whether the models may have layers of unequal widths: zip needs no equal ones.
+  bool widths_may_differ() const;
+  /// Finds the models' widths and refuses what they, or those of the merged network, forbid; reads
+  /// the matching that is given.
+  void check_widths(const std::vector<c10::IValue>& inputs);
   void reset(ScriptModel& model);
   const Dataset& normalization_data() const;
 

@@ -61,6 +61,9 @@ struct UnitGroup {
   std::vector<GroupMember> members;
   std::vector<UnitTap> taps;
   std::string within;
+  /// Units in each of several models whose layers differ in width (merge/widths.h); empty: `units`
+  /// in every one. Members are those of the first model, which has `units`.
+  std::vector<std::int64_t> widths;
 };
 
 struct UnitGroups {

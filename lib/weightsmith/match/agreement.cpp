@@ -10,16 +10,18 @@ namespace weightsmith {
 
 double agreement(const Similarity& similarity, const Matching& matching, std::string_view where) {
   check_similarity(similarity, where);
-  if (similarity.models != matching.models || similarity.units != matching.units)
-    throw Error(ErrorKind::kInput, where,
-                fmt::format("a matching of {} models of {} units, similarities of {} of {}",
-                            matching.models, matching.units, similarity.models, similarity.units),
-                "both must describe the same units");
-  const std::int64_t n = similarity.units;
+  const UnitStack& stack = matching.stack;
+  if (similarity.stack != stack)
+    throw Error(
+        ErrorKind::kInput, where,
+        fmt::format("a matching of {} units of {} models, similarities of {} of {}", stack.size(),
+                    stack.models(), similarity.stack.size(), similarity.stack.models()),
+        "both must describe the same units");
+  const std::int64_t n = stack.models() > 0 ? stack.units(0) : 0;
   const bool all_pairs = similarity.scope == Similarity::Scope::kAllPairs;
   const float* values = similarity.values.data_ptr<float>();
   std::vector<std::vector<std::int64_t>> units_of(matching.slots);
-  for (std::int64_t u = 0; u < matching.models * n; ++u) units_of[matching.slot[u]].push_back(u);
+  for (std::int64_t u = 0; u < stack.size(); ++u) units_of[matching.slot[u]].push_back(u);
   double total = 0;
   double joins = 0;
   for (const auto& units : units_of) {
@@ -30,7 +32,7 @@ double agreement(const Similarity& similarity, const Matching& matching, std::st
         const std::int64_t u = units[a];  // the lower one: of model 0 if either is
         const std::int64_t v = units[b];
         if (all_pairs) {
-          sum += static_cast<double>(values[u * matching.models * n + v]);
+          sum += static_cast<double>(values[u * stack.size() + v]);
         } else if (u < n && v >= n) {
           sum += static_cast<double>(values[((v / n - 1) * n + u) * n + v % n]);
         } else {

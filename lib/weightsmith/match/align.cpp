@@ -64,9 +64,12 @@ ScoreMatrix block_of(const Similarity& similarity, std::int64_t i, std::int64_t 
 
 void check_blocks(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
   check_similarity(similarity, where);
-  if (blocks < 1 || similarity.units % blocks != 0)
-    throw Error(ErrorKind::kInput, where,
-                fmt::format("{} units in {} blocks", similarity.units, blocks),
+  if (!similarity.stack.is_even())
+    throw Error(ErrorKind::kInput, where, "the models have different numbers of units",
+                "a permutation needs equal ones; zip does not");
+  const std::int64_t units = similarity.stack.units(0);
+  if (blocks < 1 || units % blocks != 0)
+    throw Error(ErrorKind::kInput, where, fmt::format("{} units in {} blocks", units, blocks),
                 "blocks must divide the units evenly");
 }
 
@@ -74,7 +77,7 @@ void check_blocks(const Similarity& similarity, std::int64_t blocks, std::string
 class Turns {
  public:
   Turns(const Similarity& similarity, const Matching& start)
-      : similarity_(similarity), n_(similarity.units), models_(similarity.models) {
+      : similarity_(similarity), n_(similarity.stack.units(0)), models_(similarity.stack.models()) {
     for (std::int64_t i = 0; i < models_; ++i) unit_.push_back(start.unit_of(i));
     scores_.resize(n_ * n_);
   }
@@ -135,16 +138,16 @@ class Turns {
 
 Matching align(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
   check_blocks(similarity, blocks, where);
-  const std::int64_t n = similarity.units;
-  Matching matching = identity_matching(similarity.models, n);
-  if (similarity.models == 1 || n == 0) return matching;
-  for (std::int64_t i = 1; i < similarity.models; ++i) {
+  const std::int64_t n = similarity.stack.units(0);
+  Matching matching = identity_matching(similarity.stack.models(), n);
+  if (similarity.stack.models() == 1 || n == 0) return matching;
+  for (std::int64_t i = 1; i < similarity.stack.models(); ++i) {
     const ScoreMatrix scores{similarity.cross_block(i), n, similarity.block_stride()};
     const std::string pair = fmt::format("{}, models 0 and {}", where, i);
     const Alignment alignment = align_matrix(scores, blocks, pair);
     for (std::int64_t r = 0; r < n; ++r)
       matching.slot[i * n + alignment.unit[r]] = static_cast<std::int32_t>(r);
-    matching.value += alignment.value / static_cast<double>(similarity.models - 1);
+    matching.value += alignment.value / static_cast<double>(similarity.stack.models() - 1);
   }
   return matching;
 }
@@ -152,10 +155,10 @@ Matching align(const Similarity& similarity, std::int64_t blocks, std::string_vi
 at::Tensor block_affinities(const Similarity& similarity, std::int64_t blocks,
                             std::string_view where) {
   check_blocks(similarity, blocks, where);
-  const std::int64_t q = similarity.units / blocks;
-  at::Tensor means = at::empty({similarity.models - 1, blocks, blocks}, at::kFloat);
+  const std::int64_t q = similarity.stack.units(0) / blocks;
+  at::Tensor means = at::empty({similarity.stack.models() - 1, blocks, blocks}, at::kFloat);
   auto* mean = means.data_ptr<float>();
-  for (std::int64_t i = 1; i < similarity.models; ++i)
+  for (std::int64_t i = 1; i < similarity.stack.models(); ++i)
     for (std::int64_t j = 0; j < blocks; ++j)
       for (std::int64_t k = 0; k < blocks; ++k)
         *mean++ = static_cast<float>(align_units(block_of(similarity, i, q, j, k),
@@ -166,14 +169,15 @@ at::Tensor block_affinities(const Similarity& similarity, std::int64_t blocks,
 
 Matching align_within(const Similarity& similarity, const Matching& blocks,
                       std::string_view where) {
-  check_blocks(similarity, blocks.units, where);
-  const std::int64_t n = similarity.units;
-  const std::int64_t q = n / blocks.units;
-  Matching matching = identity_matching(similarity.models, n);
-  const double parts = static_cast<double>((similarity.models - 1) * blocks.units);
-  for (std::int64_t i = 1; i < similarity.models; ++i) {
+  const std::int64_t count = blocks.stack.units(0);
+  check_blocks(similarity, count, where);
+  const std::int64_t n = similarity.stack.units(0);
+  const std::int64_t q = n / count;
+  Matching matching = identity_matching(similarity.stack.models(), n);
+  const double parts = static_cast<double>((similarity.stack.models() - 1) * count);
+  for (std::int64_t i = 1; i < similarity.stack.models(); ++i) {
     const std::vector<std::int32_t> block = blocks.unit_of(i);
-    for (std::int64_t j = 0; j < blocks.units; ++j) {
+    for (std::int64_t j = 0; j < count; ++j) {
       const Alignment inner = align_units(block_of(similarity, i, q, j, block[j]),
                                           fmt::format("{}, blocks {} and {}", where, j, block[j]));
       for (std::int64_t r = 0; r < q; ++r)
@@ -186,7 +190,8 @@ Matching align_within(const Similarity& similarity, const Matching& blocks,
 
 Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
   check_blocks(similarity, blocks, where);
-  if (similarity.models <= 2 || similarity.units == 0) return align(similarity, blocks, where);
+  if (similarity.stack.models() <= 2 || similarity.stack.units(0) == 0)
+    return align(similarity, blocks, where);
   if (similarity.scope != Similarity::Scope::kAllPairs)
     throw Error(ErrorKind::kInput, where, "similarities with the first model only",
                 "aligning with the mean needs similarities of all pairs");
@@ -195,7 +200,7 @@ Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::s
   constexpr int kMostRounds = 100;
   for (int round = 0; round < kMostRounds; ++round) {
     bool gained = false;
-    for (std::int64_t i = 0; i < similarity.models; ++i)
+    for (std::int64_t i = 0; i < similarity.stack.models(); ++i)
       gained |= turns.turn(i, blocks, fmt::format("{}, model {} against the others", where, i));
     if (!gained) break;
   }

@@ -11,10 +11,10 @@
 namespace weightsmith {
 
 std::vector<std::int32_t> Matching::unit_of(std::int64_t model) const {
-  WS_CHECK(model >= 0 && model < models && slots == units);
+  WS_CHECK(model >= 0 && model < stack.models() && slots == stack.units(model));
   std::vector<std::int32_t> units_of_slots(slots, -1);
-  for (std::int64_t k = 0; k < units; ++k) {
-    std::int32_t& unit = units_of_slots[slot[model * units + k]];
+  for (std::int64_t k = 0; k < slots; ++k) {
+    std::int32_t& unit = units_of_slots[slots_of(model)[k]];
     WS_CHECK(unit < 0, "two units of one model share a slot");
     unit = static_cast<std::int32_t>(k);
   }
@@ -22,19 +22,22 @@ std::vector<std::int32_t> Matching::unit_of(std::int64_t model) const {
 }
 
 bool Matching::is_permutation() const {
-  if (slots != units) return false;
-  std::vector<bool> taken(models * slots, false);
-  for (std::int64_t u = 0; u < models * units; ++u) {
-    const std::int64_t place = u / units * slots + slot[u];
-    if (taken[place]) return false;
-    taken[place] = true;
+  std::vector<bool> taken;
+  for (std::int64_t i = 0; i < stack.models(); ++i) {
+    if (stack.units(i) != slots) return false;
+    taken.assign(slots, false);
+    for (std::int64_t k = 0; k < slots; ++k) {
+      const std::int32_t place = slots_of(i)[k];
+      if (taken[place]) return false;
+      taken[place] = true;
+    }
   }
   return true;
 }
 
 Matching identity_matching(std::int64_t models, std::int64_t units) {
   WS_CHECK(models >= 1 && units >= 0);
-  Matching matching{models, units, units, {}, {}, 0.0};
+  Matching matching{{models, units}, units, {}, {}, 0.0};
   matching.slot.resize(models * units);
   for (std::int64_t i = 0; i < models; ++i)
     std::iota(matching.slot.begin() + i * units, matching.slot.begin() + (i + 1) * units, 0);
@@ -42,10 +45,10 @@ Matching identity_matching(std::int64_t models, std::int64_t units) {
   return matching;
 }
 
-Matching make_matching(std::int64_t models, std::int64_t units, std::int64_t slots,
-                       std::vector<std::int32_t> slot, double value) {
-  Matching matching{models, units, slots, std::move(slot), {}, value};
-  WS_CHECK(static_cast<std::int64_t>(matching.slot.size()) == models * units);
+Matching make_matching(const UnitStack& stack, std::int64_t slots, std::vector<std::int32_t> slot,
+                       double value) {
+  Matching matching{stack, slots, std::move(slot), {}, value};
+  WS_CHECK(static_cast<std::int64_t>(matching.slot.size()) == stack.size());
   matching.count.assign(slots, 0);
   for (const std::int32_t s : matching.slot) {
     WS_CHECK(s >= 0 && s < slots);
@@ -59,9 +62,9 @@ void check_matching(const Matching& matching, std::string_view where) {
   const auto fail = [&](const std::string& what) {
     throw Error(ErrorKind::kInput, where, what, "the matching is damaged or of other models");
   };
-  const std::int64_t stacked = matching.models * matching.units;
-  if (matching.models < 1 || matching.units < 0 || matching.slots < 0 || matching.slots > stacked)
-    fail(fmt::format("{} models of {} units in {} slots", matching.models, matching.units,
+  const std::int64_t stacked = matching.stack.size();
+  if (matching.stack.models() < 1 || matching.slots < 0 || matching.slots > stacked)
+    fail(fmt::format("{} units of {} models in {} slots", stacked, matching.stack.models(),
                      matching.slots));
   if (static_cast<std::int64_t>(matching.slot.size()) != stacked ||
       static_cast<std::int64_t>(matching.count.size()) != matching.slots)

@@ -4,15 +4,15 @@
 #include <string_view>
 #include <vector>
 
+#include "weightsmith/match/unit_stack.h"
+
 namespace weightsmith {
 
-/// Which hidden units of N networks become one. The units of all models are stacked: model i's unit
-/// k is stacked unit u = i * units + k, of O = models * units. The paper's merge and unmerge
-/// matrices ({0, 1}^{O x slots}, scaled) are never formed: the slot of every unit and the number of
-/// units in every slot say the same in O + slots integers.
+/// Which hidden units of N networks become one, of O in all. The paper's merge and unmerge matrices
+/// ({0, 1}^{O x slots}, scaled) are never formed: the slot of every unit and the number of units in
+/// every slot say the same in O + slots integers.
 struct Matching {
-  std::int64_t models = 0;
-  std::int64_t units = 0;           ///< of one model
+  UnitStack stack;                  ///< the units of all models
   std::int64_t slots = 0;           ///< merged units
   std::vector<std::int32_t> slot;   ///< (O): the slot of stacked unit u, in [0, slots)
   std::vector<std::int32_t> count;  ///< (slots): units in a slot, at least 1
@@ -25,15 +25,21 @@ struct Matching {
   /// Whether every slot holds exactly one unit of every model.
   bool is_permutation() const;
 
+  /// The slots of a model's units.
+  const std::int32_t* slots_of(std::int64_t model) const {
+    return slot.data() + stack.offset(model);
+  }
+
   bool operator==(const Matching&) const = default;
 };
 
 /// Unit k of every model goes to slot k: the plain average. Value 0.
 Matching identity_matching(std::int64_t models, std::int64_t units);
 
-/// Counts the units of every slot. `slot` holds models * units slots in [0, slots), each used.
-Matching make_matching(std::int64_t models, std::int64_t units, std::int64_t slots,
-                       std::vector<std::int32_t> slot, double value);
+/// Counts the units of every slot. `slot` holds a slot in [0, slots) for every stacked unit; each
+/// is used.
+Matching make_matching(const UnitStack& stack, std::int64_t slots, std::vector<std::int32_t> slot,
+                       double value);
 
 /// Checks a matching that came from outside: sizes agree, every slot lies in range, no slot is
 /// empty, counts are right, the value is finite. Throws Error{kInput} naming `where`.

@@ -13,20 +13,21 @@ namespace weightsmith {
 namespace {
 
 std::vector<std::int64_t> expected_shape(const Similarity& s) {
-  if (s.scope == Similarity::Scope::kAllPairs) return {s.models * s.units, s.models * s.units};
-  return {s.models - 1, s.units, s.units};
+  if (s.scope == Similarity::Scope::kAllPairs) return {s.stack.size(), s.stack.size()};
+  return {s.stack.models() - 1, s.stack.units(0), s.stack.units(0)};
 }
 
 }  // namespace
 
 const float* Similarity::cross_block(std::int64_t model) const {
-  WS_CHECK(model >= 1 && model < models);
+  WS_CHECK(model >= 1 && model < stack.models());
   const float* data = values.data_ptr<float>();
-  return scope == Scope::kAllPairs ? data + model * units : data + (model - 1) * units * units;
+  const std::int64_t n = stack.units(0);
+  return data + (scope == Scope::kAllPairs ? stack.offset(model) : (model - 1) * n * n);
 }
 
 std::int64_t Similarity::block_stride() const {
-  return scope == Scope::kAllPairs ? models * units : units;
+  return scope == Scope::kAllPairs ? stack.size() : stack.units(0);
 }
 
 Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,
@@ -40,36 +41,39 @@ Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,
                                                fmt::join(values.sizes(), ", "), models)
                                  : std::string("there are no similarities"),
                 "a square matrix whose size is a multiple of the number of models is needed");
-  return {Similarity::Scope::kAllPairs, models, values.size(0) / models,
+  return {Similarity::Scope::kAllPairs,
+          {models, values.size(0) / models},
           values.detach().to(at::kCPU, at::kFloat).contiguous()};
 }
 
-Similarity no_similarity(std::int64_t models, std::int64_t units, Similarity::Scope scope) {
-  Similarity similarity{scope, models, units, {}};
+Similarity no_similarity(const UnitStack& stack, Similarity::Scope scope) {
+  Similarity similarity{scope, stack, {}};
   similarity.values = at::zeros(expected_shape(similarity), at::kFloat);
   return similarity;
 }
 
 void check_similarity(const Similarity& similarity, std::string_view where) {
   const at::Tensor& values = similarity.values;
-  const bool sound = similarity.models >= 1 && similarity.units >= 0 && values.defined() &&
+  const UnitStack& stack = similarity.stack;
+  const bool sound = stack.models() >= 1 && values.defined() &&
+                     (similarity.scope == Similarity::Scope::kAllPairs || stack.is_even()) &&
                      values.sizes().vec() == expected_shape(similarity) &&
                      values.scalar_type() == at::kFloat && values.device().is_cpu() &&
                      values.is_contiguous();
   if (sound) return;
-  throw Error(ErrorKind::kInput, where,
-              fmt::format("similarities of {} models of {} units have shape [{}]",
-                          similarity.models, similarity.units,
-                          values.defined() ? fmt::format("{}", fmt::join(values.sizes(), ", "))
-                                           : std::string()),
-              fmt::format("contiguous float32 of shape [{}] on the CPU is needed",
-                          fmt::join(expected_shape(similarity), ", ")));
+  throw Error(
+      ErrorKind::kInput, where,
+      fmt::format(
+          "similarities of {} units of {} models have shape [{}]", stack.size(), stack.models(),
+          values.defined() ? fmt::format("{}", fmt::join(values.sizes(), ", ")) : std::string()),
+      fmt::format("contiguous float32 of shape [{}] on the CPU is needed",
+                  fmt::join(expected_shape(similarity), ", ")));
 }
 
 void check_finite(const Similarity& similarity, std::string_view where) {
   check_similarity(similarity, where);
   WS_CHECK(similarity.scope == Similarity::Scope::kAllPairs);
-  const std::int64_t stacked = similarity.models * similarity.units;
+  const std::int64_t stacked = similarity.stack.size();
   const float* values = similarity.values.data_ptr<float>();
   const RowKernels& kernels = row_kernels();
   for (std::int64_t i = 0; i < stacked; ++i) {
@@ -87,11 +91,11 @@ Similarity blend(const Similarity& weight, const Similarity& activation, double 
                  std::string_view where) {
   check_similarity(weight, where);
   check_similarity(activation, where);
-  if (weight.scope != activation.scope || weight.models != activation.models ||
-      weight.units != activation.units)
+  if (weight.scope != activation.scope || weight.stack != activation.stack)
     throw Error(ErrorKind::kInput, where,
-                fmt::format("weight space has {} models of {} units, activation space {} of {}",
-                            weight.models, weight.units, activation.models, activation.units),
+                fmt::format("weight space has {} units of {} models, activation space {} of {}",
+                            weight.stack.size(), weight.stack.models(), activation.stack.size(),
+                            activation.stack.models()),
                 "both spaces must describe the same units");
   Similarity result = weight;
   result.values = at::mul(weight.values, balance);

@@ -5,18 +5,20 @@
 #include <cstdint>
 #include <string_view>
 
+#include "weightsmith/match/unit_stack.h"
+
 namespace weightsmith {
 
 /// How alike the hidden units of N models are. Larger is more alike.
 struct Similarity {
   enum class Scope {
-    kAllPairs,    ///< (O, O): stacked unit by stacked unit, O = models * units
-    kCrossModel,  ///< (models - 1, units, units): [i - 1][r][k] = unit r of model 0, k of model i
+    kAllPairs,    ///< (O, O): stacked unit by stacked unit
+    kCrossModel,  ///< (models - 1, n, n): [i - 1][r][k] = unit r of model 0, unit k of model i; all
+                  ///< models have n units
   };
   Scope scope = Scope::kAllPairs;
-  std::int64_t models = 0;
-  std::int64_t units = 0;  ///< of one model
-  at::Tensor values;       ///< float32, contiguous, on the CPU
+  UnitStack stack;    ///< the O units of all models
+  at::Tensor values;  ///< float32, contiguous, on the CPU
 
   /// The first entry of the block of model 0 (rows) against `model` (columns), whose rows lie
   /// block_stride() apart.
@@ -24,13 +26,13 @@ struct Similarity {
   std::int64_t block_stride() const;
 };
 
-/// A similarity of all pairs from a matrix (O, O) with O divisible by `models`. Throws
+/// A similarity of all pairs from a matrix (O, O) of models with O / models units each. Throws
 /// Error{kInput} naming `where` otherwise.
 Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,
                                 std::string_view where);
 
 /// Zeros: nothing is known of these units.
-Similarity no_similarity(std::int64_t models, std::int64_t units, Similarity::Scope scope);
+Similarity no_similarity(const UnitStack& stack, Similarity::Scope scope);
 
 /// Checks shape, type and layout. Throws Error{kInput} naming `where`.
 void check_similarity(const Similarity& similarity, std::string_view where);

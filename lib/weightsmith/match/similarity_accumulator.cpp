@@ -51,44 +51,50 @@ RowMoments centre_row(float* x, std::int64_t n) {
 
 }  // namespace
 
-SimilarityAccumulator::SimilarityAccumulator(std::int64_t models, std::int64_t units,
-                                             Similarity::Scope scope)
-    : models_(models), units_(units), scope_(scope) {
-  WS_CHECK(models >= 1 && units >= 0);
-  const std::int64_t stacked = models * units;
-  mean_ = at::zeros({stacked}, at::kDouble);
-  squares_ = at::zeros({stacked}, at::kDouble);
+SimilarityAccumulator::SimilarityAccumulator(const UnitStack& stack, Similarity::Scope scope)
+    : stack_(stack), scope_(scope) {
+  WS_CHECK(stack.models() >= 1 && (scope == Similarity::Scope::kAllPairs || stack.is_even()));
+  mean_ = at::zeros({stack.size()}, at::kDouble);
+  squares_ = at::zeros({stack.size()}, at::kDouble);
   products_ = scope == Similarity::Scope::kAllPairs
-                  ? at::zeros({stacked, stacked}, at::kDouble)
-                  : at::zeros({models - 1, units, units}, at::kDouble);
-  product_ = at::empty({units, units}, at::kFloat);
+                  ? at::zeros({stack.size(), stack.size()}, at::kDouble)
+                  : at::zeros({stack.models() - 1, stack.units(0), stack.units(0)}, at::kDouble);
+  product_ = at::empty({stack.widest() * stack.widest()}, at::kFloat);
 }
 
 void SimilarityAccumulator::add(const std::vector<at::Tensor>& features, std::int64_t channel_dim,
                                 std::string_view where) {
   const at::NoGradGuard no_grad;
-  if (static_cast<std::int64_t>(features.size()) != models_)
-    throw Error(ErrorKind::kInput, where,
-                fmt::format("features of {} models, expected {}", features.size(), models_));
+  if (static_cast<std::int64_t>(features.size()) != stack_.models())
+    throw Error(
+        ErrorKind::kInput, where,
+        fmt::format("features of {} models, expected {}", features.size(), stack_.models()));
   std::vector<at::Tensor> moved;  // (units, ...) each
+  const auto is_beside = [&moved](const at::Tensor& first) {
+    return moved.empty() || moved[0].sizes().slice(1) == first.sizes().slice(1);
+  };
   for (std::size_t i = 0; i < features.size(); ++i) {
     const at::Tensor& f = features[i];
     const std::int64_t dim = channel_dim < 0 ? f.dim() + channel_dim : channel_dim;
-    const bool sound = f.defined() && dim >= 0 && dim < f.dim() && f.size(dim) == units_ &&
-                       at::isFloatingType(f.scalar_type()) && f.sizes() == features[0].sizes();
-    if (!sound)
+    const std::int64_t units = stack_.units(static_cast<std::int64_t>(i));
+    const bool sound = f.defined() && dim >= 0 && dim < f.dim() && f.size(dim) == units &&
+                       at::isFloatingType(f.scalar_type()) && f.dim() == features[0].dim();
+    const at::Tensor first = sound ? f.detach().movedim(dim, 0) : f;
+    if (!sound || !is_beside(first))
       throw Error(ErrorKind::kInput, where,
                   fmt::format("the features of model {} are {} of shape [{}]", i,
                               f.defined() ? c10::toString(f.scalar_type()) : "missing",
                               f.defined() ? fmt::format("{}", fmt::join(f.sizes(), ", ")) : ""),
                   fmt::format("{} units along dimension {} and the shape of model 0 are needed",
-                              units_, channel_dim));
-    const at::Tensor first = f.detach().movedim(dim, 0);
-    moved.push_back(first.dim() == 1 ? first.unsqueeze(1) : first);
+                              units, channel_dim));
+    moved.push_back(first);
   }
-  if (moved[0].numel() == 0) return;
+  for (at::Tensor& m : moved)
+    if (m.dim() == 1) m = m.unsqueeze(1);
   const std::int64_t extent = moved[0].size(1);
-  const std::int64_t column_floats = models_ * moved[0].numel() / extent;
+  std::int64_t column_floats = 0;
+  for (const at::Tensor& m : moved) column_floats += m.numel() / std::max<std::int64_t>(1, extent);
+  if (column_floats == 0) return;
   const std::int64_t step = std::max<std::int64_t>(1, kPieceFloats / column_floats);
   for (std::int64_t begin = 0; begin < extent; begin += step) {
     std::vector<at::Tensor> chunk;
@@ -100,28 +106,33 @@ void SimilarityAccumulator::add(const std::vector<at::Tensor>& features, std::in
 
 void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
                                       std::string_view where) {
-  const std::int64_t n = units_;
-  const std::int64_t length = chunk[0].numel() / n;
-  if (!piece_.defined() || piece_.numel() < models_ * n * length)
-    piece_ = at::empty({models_ * n * length}, at::kFloat);
-  const at::Tensor piece = piece_.narrow(0, 0, models_ * n * length).view({models_ * n, length});
-  for (std::int64_t i = 0; i < models_; ++i)
-    piece.narrow(0, i * n, n).view(chunk[i].sizes()).copy_(chunk[i]);
+  const std::int64_t stacked = stack_.size();
+  std::int64_t length = 1;
+  for (std::int64_t d = 1; d < chunk[0].dim(); ++d) length *= chunk[0].size(d);
+  if (!piece_.defined() || piece_.numel() < stacked * length)
+    piece_ = at::empty({stacked * length}, at::kFloat);
+  const at::Tensor piece = piece_.narrow(0, 0, stacked * length).view({stacked, length});
+  const auto piece_of = [&](std::int64_t i) {
+    return piece.narrow(0, stack_.offset(i), stack_.units(i));
+  };
+  for (std::int64_t i = 0; i < stack_.models(); ++i)
+    piece_of(i).view(chunk[i].sizes()).copy_(chunk[i]);
 
-  std::vector<RowMoments> moments(models_ * n);
+  std::vector<RowMoments> moments(stacked);
   float* const rows = piece.data_ptr<float>();
-  at::parallel_for(0, models_ * n, std::max<std::int64_t>(1, 32768 / length),
+  at::parallel_for(0, stacked, std::max<std::int64_t>(1, 32768 / length),
                    [&](std::int64_t begin, std::int64_t end) {
                      for (std::int64_t u = begin; u < end; ++u)
                        moments[u] = centre_row(rows + u * length, length);
                    });
-  for (std::int64_t u = 0; u < models_ * n; ++u) {
+  for (std::int64_t u = 0; u < stacked; ++u) {
     // A bounded sum of squares also bounds every product: |<x, y>| <= |x| |y|.
     if (moments[u].squares < std::numeric_limits<float>::max()) continue;
     // Centring has spread a NaN or infinity over its row.
     const bool finite = std::isfinite(rows[u * length]);
     throw Error(ErrorKind::kNumeric, where,
-                fmt::format("unit {} of model {} has features that are {}", u % n, u / n,
+                fmt::format("unit {} of model {} has features that are {}",
+                            u - stack_.offset(stack_.model_of(u)), stack_.model_of(u),
                             finite ? "too large for float32" : "NaN or infinite"),
                 "check the model and its inputs");
   }
@@ -132,29 +143,38 @@ void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
   const double weight = old_count * new_count / (old_count + new_count);
   double* const mean = mean_.data_ptr<double>();
   double* const squares = squares_.data_ptr<double>();
-  std::vector<double> distance(models_ * n);
-  for (std::int64_t u = 0; u < models_ * n; ++u) {
+  std::vector<double> distance(stacked);
+  for (std::int64_t u = 0; u < stacked; ++u) {
     distance[u] = moments[u].mean - mean[u];
     squares[u] += moments[u].squares + weight * distance[u] * distance[u];
     mean[u] += distance[u] * new_count / (old_count + new_count);
   }
   const bool all_pairs = scope_ == Similarity::Scope::kAllPairs;
-  const float* const product = product_.data_ptr<float>();
   const std::int64_t stride = products_.size(-1);
-  for (std::int64_t i = 0; i < (all_pairs ? models_ : 1); ++i) {
-    for (std::int64_t j = all_pairs ? i : 1; j < models_; ++j) {
-      at::mm_out(product_, piece.narrow(0, i * n, n), piece.narrow(0, j * n, n).t());
+  for (std::int64_t i = 0; i < (all_pairs ? stack_.models() : 1); ++i) {
+    for (std::int64_t j = all_pairs ? i : 1; j < stack_.models(); ++j) {
+      const std::int64_t n = stack_.units(i);
+      const std::int64_t m = stack_.units(j);
+      if (n == 0 || m == 0) continue;
+      at::Tensor product = product_.narrow(0, 0, n * m).view({n, m});
+      at::mm_out(product, piece_of(i), piece_of(j).t());
+      const float* const found = product.data_ptr<float>();
       double* const total =
-          products_.data_ptr<double>() + (all_pairs ? i * n * stride + j * n : (j - 1) * n * n);
-      at::parallel_for(0, n, std::max<std::int64_t>(1, 32768 / n),
+          products_.data_ptr<double>() +
+          (all_pairs ? stack_.offset(i) * stride + stack_.offset(j) : (j - 1) * n * n);
+      const RowMoments* const rows_of_i = moments.data() + stack_.offset(i);
+      const RowMoments* const rows_of_j = moments.data() + stack_.offset(j);
+      const double* const distance_of_i = distance.data() + stack_.offset(i);
+      const double* const distance_of_j = distance.data() + stack_.offset(j);
+      at::parallel_for(0, n, std::max<std::int64_t>(1, 32768 / m),
                        [&](std::int64_t begin, std::int64_t end) {
                          for (std::int64_t r = begin; r < end; ++r) {
-                           const double apart = weight * distance[i * n + r];
-                           const double off_centre = new_count * moments[i * n + r].residual;
-                           for (std::int64_t c = 0; c < n; ++c)
-                             total[r * stride + c] += static_cast<double>(product[r * n + c]) +
-                                                      apart * distance[j * n + c] -
-                                                      off_centre * moments[j * n + c].residual;
+                           const double apart = weight * distance_of_i[r];
+                           const double off_centre = new_count * rows_of_i[r].residual;
+                           for (std::int64_t c = 0; c < m; ++c)
+                             total[r * stride + c] += static_cast<double>(found[r * m + c]) +
+                                                      apart * distance_of_j[c] -
+                                                      off_centre * rows_of_j[c].residual;
                          }
                        });
     }
@@ -174,13 +194,13 @@ Similarity SimilarityAccumulator::normalised(bool centred, std::string_view wher
   if (count_ == 0)
     throw Error(ErrorKind::kInput, where, "no features were collected",
                 "the similarity of units needs at least one observation");
-  const std::int64_t n = units_;
+  const std::int64_t stacked = stack_.size();
   const bool all_pairs = scope_ == Similarity::Scope::kAllPairs;
-  Similarity result{scope_, models_, n, at::empty(products_.sizes(), at::kFloat)};
+  Similarity result{scope_, stack_, at::empty(products_.sizes(), at::kFloat)};
   const auto count = static_cast<double>(count_);
   const double* const mean = mean_.data_ptr<double>();
-  std::vector<double> scale(models_ * n);  // sigma, or the norm
-  for (std::int64_t u = 0; u < models_ * n; ++u)
+  std::vector<double> scale(stacked);  // sigma, or the norm
+  for (std::int64_t u = 0; u < stacked; ++u)
     scale[u] =
         std::sqrt(squares_.data_ptr<double>()[u] / count + (centred ? 0.0 : mean[u] * mean[u]));
   const double smallest = centred ? kSmallestScale : std::numeric_limits<double>::min();
@@ -193,7 +213,8 @@ Similarity SimilarityAccumulator::normalised(bool centred, std::string_view wher
     return static_cast<float>(moment / std::max(scale[u] * scale[v], smallest));
   };
   if (!all_pairs) {
-    for (std::int64_t i = 1; i < models_; ++i)
+    const std::int64_t n = stack_.units(0);
+    for (std::int64_t i = 1; i < stack_.models(); ++i)
       for (std::int64_t r = 0; r < n; ++r)
         for (std::int64_t c = 0; c < n; ++c) {
           const std::int64_t at = ((i - 1) * n + r) * n + c;
@@ -203,7 +224,6 @@ Similarity SimilarityAccumulator::normalised(bool centred, std::string_view wher
   }
   // The upper triangle, mirrored tile by tile (a plain transposed write would miss the caches).
   constexpr std::int64_t kTile = 64;
-  const std::int64_t stacked = models_ * n;
   for (std::int64_t r0 = 0; r0 < stacked; r0 += kTile)
     for (std::int64_t c0 = r0; c0 < stacked; c0 += kTile)
       for (std::int64_t r = r0; r < std::min(r0 + kTile, stacked); ++r)

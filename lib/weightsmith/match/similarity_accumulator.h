@@ -24,12 +24,12 @@ namespace weightsmith {
 /// the whole of it, nor of all of them).
 class SimilarityAccumulator {
  public:
-  SimilarityAccumulator(std::int64_t models, std::int64_t units, Similarity::Scope scope);
+  SimilarityAccumulator(const UnitStack& stack, Similarity::Scope scope);
 
-  /// features[i]: model i's, any float type and device, same shapes, `units` along `channel_dim`
-  /// (negative counts from the end): (B, C, H, W) or (B, T, C) activations, or a weight whose axis
-  /// is the group's. No observations (an empty tensor) change nothing. Work: N (N + 1) / 2 products
-  /// of (units, L) by (L, units) for kAllPairs, N - 1 for kCrossModel.
+  /// features[i]: model i's, any float type and device, its units along `channel_dim` (negative
+  /// counts from the end) and otherwise of one shape: (B, C, H, W) or (B, T, C) activations, or a
+  /// weight whose axis is the group's. No observations (an empty tensor) change nothing. Work:
+  /// N (N + 1) / 2 products of (units, L) by (L, units) for kAllPairs, N - 1 for kCrossModel.
   ///
   /// Throws Error{kInput} naming `where` (the tap or parameter) and the shapes when they disagree,
   /// Error{kNumeric} naming `where`, model and unit for features that are NaN, infinite or too
@@ -52,15 +52,14 @@ class SimilarityAccumulator {
   void add_chunk(const std::vector<at::Tensor>& chunk, std::string_view where);
   Similarity normalised(bool centred, std::string_view where) const;
 
-  std::int64_t models_;
-  std::int64_t units_;
+  UnitStack stack_;
   Similarity::Scope scope_;
   std::int64_t count_ = 0;
   at::Tensor mean_;      // (O) double
   at::Tensor squares_;   // (O) double: sums of squared deviations
   at::Tensor products_;  // double: of deviations; (O, O), upper block triangle, or (N - 1, n, n)
   at::Tensor piece_;     // (O, L) float32, reused
-  at::Tensor product_;   // (n, n) float32, reused
+  at::Tensor product_;   // of two models' pieces, float32, reused
 };
 
 }  // namespace weightsmith

@@ -36,14 +36,14 @@ struct Budget {
 };
 
 /// The clusters of one zip: a matrix of their similarities, a row and column each, named by their
-/// lowest unit. Parts are stretches of `part_units` consecutive units.
+/// lowest unit. Its parts are the units of one model each.
 class Clusters {
  public:
-  Clusters(std::int64_t units, std::int64_t part_units)
-      : n_(units),
-        part_units_(part_units),
+  explicit Clusters(const UnitStack& parts)
+      : parts_(parts),
+        n_(parts.size()),
         // A row length that is not a power of two spreads a column over the caches' sets.
-        stride_((units + 31) / 16 * 16),
+        stride_((n_ + 31) / 16 * 16),
         kernels_(row_kernels()),
         values_(std::make_unique_for_overwrite<float[]>(n_ * stride_)),
         alive_(n_, -1),
@@ -97,15 +97,16 @@ class Clusters {
 
   /// Forbids merges inside a part.
   void close_part(std::int64_t part) {
-    const std::int64_t begin = part * part_units_;
-    for (std::int64_t i = begin; i < begin + part_units_; ++i) {
+    const std::int64_t begin = parts_.offset(part);
+    const std::int64_t end = parts_.offset(part + 1);
+    for (std::int64_t i = begin; i < end; ++i) {
       if (alive_[i] == 0) continue;
-      std::fill_n(row(i) + begin, part_units_, -kInfinity);
+      std::fill(row(i) + begin, row(i) + end, -kInfinity);
       look_again(i);
     }
   }
 
-  std::int64_t part_of(std::int64_t cluster) const { return cluster / part_units_; }
+  std::int64_t part_of(std::int64_t cluster) const { return parts_.model_of(cluster); }
 
   /// Numbers surviving clusters from `first` on; returns the number of each unit.
   std::vector<std::int32_t> numbered(std::int64_t first) const {
@@ -142,8 +143,8 @@ class Clusters {
     }
   }
 
+  const UnitStack parts_;
   const std::int64_t n_;
-  const std::int64_t part_units_;
   const std::int64_t stride_;
   const RowKernels& kernels_;
   std::unique_ptr<float[]> values_;        // (n, stride); columns of dead clusters are left as is
@@ -197,9 +198,8 @@ void check_zip_options(const ZipOptions& options, std::string_view where) {
     fail("b_block", options.b_block, "at least 0");
 }
 
-std::int64_t zip_slots(std::int64_t models, std::int64_t units, std::int64_t blocks,
-                       double reduce) {
-  return blocks * kept_of(models * (units / blocks), reduce);
+std::int64_t zip_slots(const UnitStack& stack, std::int64_t blocks, double reduce) {
+  return blocks * kept_of(stack.size() / blocks, reduce);
 }
 
 namespace {
@@ -209,20 +209,25 @@ Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, st
                      const Matching* given, std::string_view where) {
   check_zip_options(options, where);
   check_similarity(similarity, where);
-  const std::int64_t n = similarity.units;
-  const std::int64_t models = similarity.models;
+  const UnitStack& stack = similarity.stack;
+  const std::int64_t models = stack.models();
   if (similarity.scope != Similarity::Scope::kAllPairs)
     throw Error(ErrorKind::kInput, where, "zip got similarities across models only",
                 "similarities of all pairs are needed");
-  if (blocks < 1 || n % blocks != 0)
-    throw Error(ErrorKind::kInput, where, fmt::format("{} units in {} blocks", n, blocks),
-                "blocks must divide the units evenly");
+  std::vector<std::int64_t> in_block;  // units of a block of each model
+  for (std::int64_t i = 0; i < models; ++i) {
+    if (blocks < 1 || stack.units(i) % blocks != 0)
+      throw Error(ErrorKind::kInput, where,
+                  fmt::format("{} units in {} blocks", stack.units(i), blocks),
+                  "blocks must divide the units evenly");
+    in_block.push_back(stack.units(i) / blocks);
+  }
   check_finite(similarity, where);
 
-  const std::int64_t stacked = models * n;
-  if (stacked == 0) return identity_matching(models, n);
-  const std::int64_t q = n / blocks;  // units of a block; of a model without blocks
-  const std::int64_t set = models * q;
+  const std::int64_t stacked = stack.size();
+  if (stacked == 0) return identity_matching(models, 0);
+  const UnitStack set_stack(in_block);  // the blocks that form a set
+  const std::int64_t set = set_stack.size();
   const std::int64_t kept = kept_of(set, options.reduce);
   if (kept < 1)
     throw Error(ErrorKind::kConfig, where,
@@ -239,9 +244,10 @@ Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, st
     std::vector<std::int32_t> found(models * blocks, 0);
     if (blocks == 1) return found;
     const Matching order = align(similarity, blocks, where);
+    const std::int64_t q = in_block.front();
     for (std::int64_t i = 0; i < models; ++i)
       for (std::int64_t k = 0; k < blocks; ++k)
-        found[i * blocks + k] = static_cast<std::int32_t>(order.slot[i * n + k * q] / q);
+        found[i * blocks + k] = static_cast<std::int32_t>(order.slots_of(i)[k * q] / q);
     return found;
   };
   const std::vector<std::int32_t> set_of = sets();
@@ -255,13 +261,13 @@ Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, st
     std::vector<std::int64_t> begin(models, 0);
     for (std::int64_t i = 0; i < models; ++i)
       for (std::int64_t k = 0; k < blocks; ++k)
-        if (set_of[i * blocks + k] == s) begin[i] = i * n + k * q;
-    Clusters clusters(set, q);
+        if (set_of[i * blocks + k] == s) begin[i] = stack.offset(i) + k * in_block[i];
+    Clusters clusters(set_stack);
     for (std::int64_t i = 0; i < models; ++i)
-      for (std::int64_t u = 0; u < q; ++u)
+      for (std::int64_t u = 0; u < in_block[i]; ++u)
         for (std::int64_t j = 0; j < models; ++j)
-          std::copy_n(values + (begin[i] + u) * stacked + begin[j], q,
-                      clusters.row(i * q + u) + j * q);
+          std::copy_n(values + (begin[i] + u) * stacked + begin[j], in_block[j],
+                      clusters.row(set_stack.offset(i) + u) + set_stack.offset(j));
     clusters.start();
     std::vector<Budget> block_budgets(models, block_budget);
     for (std::int64_t i = 0; i < models; ++i)
@@ -270,11 +276,11 @@ Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, st
                  blocks > 1 ? &block_budgets : nullptr, tally, where);
     const std::vector<std::int32_t> numbered = clusters.numbered(slots);
     for (std::int64_t i = 0; i < models; ++i)
-      std::copy_n(numbered.begin() + i * q, q, slot.begin() + begin[i]);
+      std::copy_n(numbered.begin() + set_stack.offset(i), in_block[i], slot.begin() + begin[i]);
     slots += kept;
   }
   const double value = tally.merges == 0 ? 0.0 : tally.sum / static_cast<double>(tally.merges);
-  return make_matching(models, n, slots, std::move(slot), value);
+  return make_matching(stack, slots, std::move(slot), value);
 }
 
 }  // namespace
@@ -286,8 +292,8 @@ Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64
 
 Matching zip_within(const Similarity& similarity, const ZipOptions& options, const Matching& blocks,
                     std::string_view where) {
-  WS_CHECK(blocks.models == similarity.models && blocks.slots == blocks.units, where);
-  return zip_in_sets(similarity, options, blocks.units, &blocks, where);
+  WS_CHECK(blocks.stack.models() == similarity.stack.models() && blocks.is_permutation(), where);
+  return zip_in_sets(similarity, options, blocks.slots, &blocks, where);
 }
 
 }  // namespace weightsmith

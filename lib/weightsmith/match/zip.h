@@ -10,7 +10,8 @@ namespace weightsmith {
 
 /// What zip can be told; the letters are ZipIt!'s.
 struct ZipOptions {
-  /// r, in [0, 1): share of the stacked units to merge away. (N - 1) / N keeps the layer's width.
+  /// r, in [0, 1): share of the stacked units to merge away. (N - 1) / N keeps the layer's width
+  /// (of unequal models, their mean).
   double reduce = 0.5;
   /// a, > 0: similarities of a merged cluster are scaled by this, so that clusters stay small.
   /// (Values in (0, 1) raise negative similarities: the authors' rule, kept.)
@@ -25,9 +26,9 @@ struct ZipOptions {
 /// Throws Error{kConfig} naming `where` for an option out of range.
 void check_zip_options(const ZipOptions& options, std::string_view where);
 
-/// How many slots zip() leaves: floor(models * units * (1 - reduce) + 1e-4), or `blocks` times that
-/// of one block.
-std::int64_t zip_slots(std::int64_t models, std::int64_t units, std::int64_t blocks, double reduce);
+/// How many slots zip() leaves: floor(O (1 - reduce) + 1e-4) of O stacked units, or `blocks` times
+/// that of one set of blocks.
+std::int64_t zip_slots(const UnitStack& stack, std::int64_t blocks, double reduce);
 
 /// Zips units together greedily, within and across models: Stoica et al., "ZipIt! Merging Models
 /// from Different Tasks without Training", ICLR 2024, section 4 and appendix, as used by Xu et al.,
@@ -46,6 +47,10 @@ std::int64_t zip_slots(std::int64_t models, std::int64_t units, std::int64_t blo
 /// blocks, units are zipped inside the set only, until floor(q N (1 - r) + 1e-4) clusters are left;
 /// the budgets of the models span all sets, and every block has one of its own, floor(removed *
 /// b_block / (N g) + 1e-4). Slots are numbered set by set.
+///
+/// Models may have different numbers of units (ZipIt! has equal ones); a model's budget is the same
+/// for all, as above. Blocks of unequal models cannot be assigned by their units: give the sets
+/// (zip_within), or one block.
 ///
 /// One float32 copy of S is worked on. Every row keeps its first largest entry, and only rows whose
 /// entry a merge touched look again: O(O^2) for typical matrices, O(O^3) at worst; 4096 x 4096

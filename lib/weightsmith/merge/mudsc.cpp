@@ -68,12 +68,12 @@ bool is_comparable(const UnitGroups& groups, const ParameterUses& uses, const Gr
 Similarity in_scope(const Similarity& similarity, Similarity::Scope scope) {
   if (similarity.scope == scope) return similarity;
   WS_CHECK(similarity.scope == Similarity::Scope::kAllPairs);
-  const std::int64_t n = similarity.units;
-  const at::Tensor rows =
-      similarity.values.narrow(0, 0, n).narrow(1, n, (similarity.models - 1) * n);
+  const std::int64_t n = similarity.stack.units(0);
+  const std::int64_t others = similarity.stack.models() - 1;
+  const at::Tensor rows = similarity.values.narrow(0, 0, n).narrow(1, n, others * n);
   Similarity part = similarity;
   part.scope = scope;
-  part.values = rows.reshape({n, similarity.models - 1, n}).transpose(0, 1).contiguous();
+  part.values = rows.reshape({n, others, n}).transpose(0, 1).contiguous();
   return part;
 }
 
@@ -101,7 +101,10 @@ class Matcher {
     } else {
       if (options_.variant.space != MergeSpace::kWeight) match_by_activations();
       if (options_.variant.space != MergeSpace::kActivation) {
-        if (options_.iterations.start == SweepStart::kPropagate) propagate();
+        // Axes of unequal widths cannot be taken to correspond as they stand.
+        const bool nothing_known =
+            differ_in_width() && options_.variant.space == MergeSpace::kWeight;
+        if (nothing_known || options_.iterations.start == SweepStart::kPropagate) propagate();
         sweep();
       }
     }
@@ -124,6 +127,11 @@ class Matcher {
   Similarity::Scope scope() const {
     return similarity_scope(options_.variant.method, options_.align.reference,
                             states_.models.size());
+  }
+
+  bool differ_in_width() const {
+    return std::any_of(groups_.groups.begin(), groups_.groups.end(),
+                       [](const UnitGroup& group) { return !group.widths.empty(); });
   }
 
   double mean_value() const {
@@ -164,10 +172,10 @@ class Matcher {
       affinities += block_affinities(similarities[i], blocks, where(i));
     affinities /= static_cast<double>(bundle.size());
     std::vector<Matching> matchings;
-    matchings.push_back(
-        align({Similarity::Scope::kCrossModel, static_cast<std::int64_t>(states_.models.size()),
-               blocks, affinities},
-              1, where(0)));
+    matchings.push_back(align({Similarity::Scope::kCrossModel,
+                               {static_cast<std::int64_t>(states_.models.size()), blocks},
+                               affinities},
+                              1, where(0)));
     for (std::size_t i = 1; i < bundle.size(); ++i)
       matchings.push_back(
           options_.variant.method == MergeMethod::kAlign
@@ -247,7 +255,8 @@ class Matcher {
         for (const std::size_t member : bundle_of_[g]) numbers += evidence(member);
         if (numbers > most) std::tie(best, most) = std::tuple(g, numbers);
       }
-      rematch(best, most > 0 ? UnmatchedAxes::kLeaveOut : UnmatchedAxes::kInOrder);
+      rematch(best,
+              most > 0 || differ_in_width() ? UnmatchedAxes::kLeaveOut : UnmatchedAxes::kInOrder);
       left.erase(best);
       matched += static_cast<std::int64_t>(bundle_of_[best].size());
       phase.update(matched);
@@ -339,17 +348,21 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
   const at::NoGradGuard no_grad;
   const UnitGroup& group = groups.groups[g];
   const auto models = static_cast<std::int64_t>(states.models.size());
-  if (group.members.empty()) return no_similarity(models, group.units, scope);
-  SimilarityAccumulator similarity(models, group.units, scope);
-  for (const GroupMember& member : group.members) {
+  const UnitStack stack = stack_of(group, models);
+  if (group.members.empty()) return no_similarity(stack, scope);
+  SimilarityAccumulator similarity(stack, scope);
+  for (std::size_t m = 0; m < group.members.size(); ++m) {
+    const GroupMember& member = group.members[m];
     if (states.buffers.contains(member.parameter)) continue;
     if (unmatched == UnmatchedAxes::kLeaveOut && !is_comparable(groups, uses, member, matchings))
       continue;
     std::vector<at::Tensor> rows;
     for (std::int64_t i = 0; i < models; ++i) {
       at::Tensor tensor = states.models[i].at(member.parameter).detach().to(at::kFloat);
+      const GroupMember* own = &member;
       for (const AxisUse& use : uses.at(member.parameter)) {
-        const GroupMember& other = groups.groups[use.group].members[use.member];
+        const GroupMember& other = member_of(groups, use, i);
+        if (use.group == g && use.member == m) own = &other;
         if (other.axis == member.axis || matchings[use.group].slots == 0) continue;
         // Units that a grouped convolution reads are compared where their group stands, so its
         // outputs keep to theirs.
@@ -359,12 +372,12 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
                          other.role == MemberRole::kIn ? SlotWeight::kAverage : SlotWeight::kOne,
                          {}, keep_inside);
       }
-      rows.push_back(unit_rows(tensor, member, group.units));
+      rows.push_back(unit_rows(tensor, *own, stack.units(i)));
     }
     similarity.add(rows, 0, member.parameter);
   }
   // Buffers say nothing, and what reaches groups not matched yet may be left out.
-  if (similarity.count() == 0) return no_similarity(models, group.units, scope);
+  if (similarity.count() == 0) return no_similarity(stack, scope);
   const std::string where = "weights of group " + group.name;
   return measure == SimilarityMeasure::kCorrelation ? similarity.correlation(where)
                                                     : similarity.cosine(where);

@@ -18,7 +18,8 @@ namespace weightsmith {
 /// Networks of one architecture, as tensors.
 struct NetworkStates {
   std::vector<TensorMap>
-      models;  ///< parameters and buffers by qualified name, equal shapes in every model
+      models;  ///< parameters and buffers by qualified name, equal shapes in every model where
+               ///< their groups are equally wide (UnitGroup::widths)
   std::set<std::string>
       buffers;  ///< names that are no parameters: they follow their units but say nothing of them
 };
@@ -73,7 +74,9 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
 /// improving; dual space starts from the activation matchings. A
 /// sweep that does not improve is undone before the next one, in its own random order, is tried. A
 /// group none of whose neighbours (groups that meet it in a parameter) has changed since it was
-/// last matched is skipped: it would be matched to the same result. `activation`: one Similarity a
+/// last matched is skipped: it would be matched to the same result. Networks of unequal widths, in
+/// weight space, start from matchings spread from inputs and outputs (SweepStart::kPropagate).
+/// `activation`: one Similarity a
 /// group; unused and possibly empty in weight space and for `average`. Throws Error{kNumeric}
 /// naming the group for non-finite similarities.
 MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,

@@ -21,6 +21,7 @@ namespace weightsmith {
 namespace {
 
 constexpr const char* kMatchingFormat = "weightsmith matching 1";
+constexpr std::int32_t kNoUnit = -1;  // behind the units of a model narrower than the widest
 
 /// "w: Half, there Float", one entry a tensor; the names are the same in both.
 std::vector<std::string> type_differences(const TensorMap& actual, const TensorMap& wanted) {
@@ -34,14 +35,20 @@ std::vector<std::string> type_differences(const TensorMap& actual, const TensorM
 
 }  // namespace
 
-void check_same_architecture(const std::vector<ScriptModel>& models) {
+void check_same_architecture(const std::vector<ScriptModel>& models, bool sizes_may_differ) {
   WS_CHECK(!models.empty());
   const ScriptModel& first = models.front();
   const TensorMap wanted = first.state_dict();
   const FlatGraph graph(first.module(), first.where());
   for (std::size_t i = 1; i < models.size(); ++i) {
     const TensorMap state = models[i].state_dict();
-    if (const auto differences = state_differences(state, wanted); !differences.empty())
+    TensorMap shapes = wanted;
+    if (sizes_may_differ)
+      for (auto& [name, tensor] : shapes)
+        if (const auto own = state.find(name);
+            own != state.end() && own->second.dim() == tensor.dim())
+          tensor = own->second;
+    if (const auto differences = state_differences(state, shapes); !differences.empty())
       throw Error(ErrorKind::kInput, models[i].where(),
                   fmt::format("not of the architecture of {}: {}", first.where(),
                               join_some(differences, 3)),
@@ -156,8 +163,10 @@ void write_matchings(const std::filesystem::path& path, const UnitGroups& groups
   TensorMap tensors;
   for (std::size_t g = 0; g < matchings.size(); ++g) {
     const Matching& m = matchings[g];
-    at::Tensor slot = at::empty({m.models, m.units}, at::kInt);
-    std::copy(m.slot.begin(), m.slot.end(), slot.data_ptr<std::int32_t>());
+    const std::int64_t widest = m.stack.widest();
+    at::Tensor slot = at::full({m.stack.models(), widest}, kNoUnit, at::kInt);
+    for (std::int64_t i = 0; i < m.stack.models(); ++i)
+      std::copy_n(m.slots_of(i), m.stack.units(i), slot.data_ptr<std::int32_t>() + i * widest);
     tensors["slot/" + groups.groups[g].name] = slot;
     tensors["value/" + groups.groups[g].name] = at::scalar_tensor(m.value, at::kDouble);
   }
@@ -181,20 +190,22 @@ MatchingFile read_matchings(const std::filesystem::path& path, const UnitGroups&
     if (slot == file.tensors.end() || value == file.tensors.end())
       fail(fmt::format("holds no matching of group {}", group.name));
     const at::Tensor& slots = slot->second;
-    if (slots.scalar_type() != at::kInt || slots.sizes() != at::IntArrayRef{models, group.units})
+    const UnitStack stack = stack_of(group, models);
+    if (slots.scalar_type() != at::kInt || slots.sizes() != at::IntArrayRef{models, stack.widest()})
       fail(fmt::format("group {}: slots are {} of shape [{}], int32 of [{}, {}] wanted", group.name,
                        c10::toString(slots.scalar_type()), fmt::join(slots.sizes(), ", "), models,
-                       group.units));
+                       stack.widest()));
     if (value->second.scalar_type() != at::kDouble || value->second.numel() != 1)
       fail(fmt::format("group {}: its value is no double", group.name));
-    Matching m{models, group.units, 0, {}, {}, value->second.item<double>()};
-    const auto* data = slots.data_ptr<std::int32_t>();
-    m.slot.assign(data, data + slots.numel());
+    Matching m{stack, 0, {}, {}, value->second.item<double>()};
+    for (std::int64_t i = 0; i < models; ++i) {
+      const auto* row = slots.data_ptr<std::int32_t>() + i * stack.widest();
+      m.slot.insert(m.slot.end(), row, row + stack.units(i));
+    }
     // Slots are numbered without gaps, so their number follows; check_matching sees to the rest.
     const std::int32_t last = m.slot.empty() ? -1 : *std::max_element(m.slot.begin(), m.slot.end());
-    if (last >= models * group.units)
-      fail(fmt::format("group {}: slot {} of {} stacked units", group.name, last,
-                       models * group.units));
+    if (last >= stack.size())
+      fail(fmt::format("group {}: slot {} of {} stacked units", group.name, last, stack.size()));
     m.slots = last + 1;
     m.count.assign(m.slots, 0);
     for (const std::int32_t s : m.slot)

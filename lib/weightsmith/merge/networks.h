@@ -17,8 +17,8 @@ namespace weightsmith {
 
 /// Throws Error{kInput} naming the first two models whose tensors differ in name, shape or data
 /// type, or whose graphs do not compute the same of them (model/graph_difference.h), and how. The
-/// models are in eval mode.
-void check_same_architecture(const std::vector<ScriptModel>& models);
+/// models are in eval mode. `sizes_may_differ`: of shapes only the number of dimensions counts.
+void check_same_architecture(const std::vector<ScriptModel>& models, bool sizes_may_differ = false);
 
 /// The unit groups of networks of one architecture: from a group file; with "auto" from the builtin
 /// network the first model was made as (its archive says so), else derived from its graph, run on

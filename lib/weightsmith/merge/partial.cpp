@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
@@ -51,6 +52,57 @@ UnitTap tap_at(const std::string& where, const BoundaryUnits& units) {
     is_whole &= units.positions[i] == static_cast<std::int64_t>(i);
   if (!is_whole) tap.index = units.positions;
   return tap;
+}
+
+/// Where a model's head finds what it read at each place of a dimension, when the units moved among
+/// the places that units have.
+std::vector<std::int64_t> places_of_units(const std::vector<BoundaryUnits>& stretches,
+                                          const std::vector<Matching>& matchings,
+                                          std::int64_t model) {
+  std::vector<std::int64_t> index(stretches.front().size);
+  std::iota(index.begin(), index.end(), 0);
+  for (const BoundaryUnits& units : stretches) {
+    const Matching& matching = matchings[units.group];
+    const auto k = static_cast<std::int64_t>(units.positions.size()) / matching.slots;
+    for (std::int64_t u = 0; u < matching.slots; ++u)
+      for (std::int64_t j = 0; j < k; ++j)
+        index[units.positions[u * k + j]] = units.positions[matching.slots_of(model)[u] * k + j];
+  }
+  return index;
+}
+
+/// The same when there are other numbers of them: what stands behind a stretch of units moves with
+/// its end.
+std::vector<std::int64_t> moved_places(std::vector<BoundaryUnits> stretches,
+                                       const std::vector<Matching>& matchings, std::int64_t model) {
+  std::sort(stretches.begin(), stretches.end(), [](const BoundaryUnits& a, const BoundaryUnits& b) {
+    return a.positions.front() < b.positions.front();
+  });
+  std::vector<std::int64_t> index;
+  std::int64_t place = 0;  // of the first model's result
+  std::int64_t moved = 0;  // by how much it stands further behind in the merged one
+  const auto keep_until = [&](std::int64_t end) {
+    for (; place < end; ++place) index.push_back(place + moved);
+  };
+  for (const BoundaryUnits& units : stretches) {
+    const std::int64_t begin = units.positions.front();
+    const auto length = static_cast<std::int64_t>(units.positions.size());
+    for (std::int64_t i = 0; i < length; ++i)
+      if (units.positions[i] != begin + i)
+        throw Error(ErrorKind::kInput, fmt::format("dimension {} at the cut", units.dim),
+                    "its units do not stand side by side, so their number cannot change",
+                    "cut somewhere else, or keep the width");
+    keep_until(begin);
+    const Matching& matching = matchings[units.group];
+    const std::int64_t k = length / matching.stack.units(0);
+    for (std::int64_t u = 0; u < matching.stack.units(model); ++u)
+      for (std::int64_t j = 0; j < k; ++j)
+        index.push_back(begin + moved + matching.slots_of(model)[u] * k + j);
+    place = begin + length;
+    moved += (matching.slots - matching.stack.units(0)) * k;
+  }
+  keep_until(stretches.front().size);
+  return index;
 }
 
 }  // namespace
@@ -103,23 +155,22 @@ TrunkUnits trunk_units(const ScriptModel& trunk, const std::vector<c10::IValue>&
 
 std::vector<Selection> head_reads(const std::vector<BoundaryUnits>& boundary,
                                   const std::vector<Matching>& matchings, std::int64_t model) {
-  std::map<std::int64_t, at::Tensor> by_dim;
-  for (const BoundaryUnits& units : boundary) {
-    const Matching& matching = matchings.at(units.group);
-    WS_CHECK(matching.slots == matching.units, "widths change");
-    auto [it, is_new] = by_dim.try_emplace(units.dim);
-    if (is_new) it->second = at::arange(units.size, at::kLong);
-    auto* index = it->second.data_ptr<std::int64_t>();
-    const auto k = static_cast<std::int64_t>(units.positions.size()) / matching.units;
-    for (std::int64_t u = 0; u < matching.units; ++u) {
-      const std::int64_t slot = matching.slot[model * matching.units + u];
-      for (std::int64_t j = 0; j < k; ++j)
-        index[units.positions[u * k + j]] = units.positions[slot * k + j];
-    }
-  }
+  std::map<std::int64_t, std::vector<BoundaryUnits>> by_dim;
+  for (const BoundaryUnits& units : boundary) by_dim[units.dim].push_back(units);
   std::vector<Selection> reads;
-  for (const auto& [dim, index] : by_dim)
-    if (!at::equal(index, at::arange(index.numel(), at::kLong))) reads.push_back({dim, index});
+  for (auto& [dim, stretches] : by_dim) {
+    const bool keeps_width =
+        std::all_of(stretches.begin(), stretches.end(), [&](const BoundaryUnits& units) {
+          return matchings[units.group].stack.is_even() &&
+                 matchings[units.group].slots == matchings[units.group].stack.units(0);
+        });
+    const std::vector<std::int64_t> index = keeps_width
+                                                ? places_of_units(stretches, matchings, model)
+                                                : moved_places(stretches, matchings, model);
+    const at::Tensor places = at::tensor(index, at::kLong);
+    if (keeps_width && at::equal(places, at::arange(places.numel(), at::kLong))) continue;
+    reads.push_back({dim, places});
+  }
   return reads;
 }
 

@@ -52,7 +52,8 @@ TrunkUnits trunk_units(const ScriptModel& trunk, const std::vector<c10::IValue>&
 
 /// What the head of model `model` reads of the merged trunk's result: each unit of the model reads
 /// the slot that it was merged into (ZipIt!'s "unmerge"; for a permutation its inverse). Dimensions
-/// that stay as they are have no entry.
+/// that stay as they are have no entry. Where models or the merged trunk differ in width, the units
+/// must stand side by side: throws Error{kInput} naming the dimension else.
 std::vector<Selection> head_reads(const std::vector<BoundaryUnits>& boundary,
                                   const std::vector<Matching>& matchings, std::int64_t model);
 

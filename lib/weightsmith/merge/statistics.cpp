@@ -11,6 +11,7 @@
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
 #include "weightsmith/match/similarity_accumulator.h"
+#include "weightsmith/merge/transform.h"
 #include "weightsmith/model/taps.h"
 
 namespace weightsmith {
@@ -37,35 +38,38 @@ bool consumer_is_spatial(const std::string& tap, const TensorMap& parameters) {
               "only networks of one architecture can be merged");
 }
 
-[[noreturn]] void fail_shape(const at::Tensor& value, const UnitGroup& group, const GroupTap& tap) {
-  throw Error(ErrorKind::kInput, fmt::format("group {}, tap {}", group.name, tap.tap.at),
+[[noreturn]] void fail_shape(const at::Tensor& value, const std::string& group, std::int64_t units,
+                             const GroupTap& tap) {
+  throw Error(ErrorKind::kInput, fmt::format("group {}, tap {}", group, tap.tap.at),
               fmt::format("its value of shape [{}] holds no axis of {} units",
-                          fmt::join(value.sizes(), ", "), group.units),
+                          fmt::join(value.sizes(), ", "), units),
               "name another tap in the group file");
 }
 
 /// The value as (units, k, observations…) where the tap says which axes carry the units.
-at::Tensor units_first(const at::Tensor& value, const UnitGroup& group, const GroupTap& tap) {
+at::Tensor units_first(const at::Tensor& value, const std::string& group, std::int64_t units,
+                       const GroupTap& tap) {
   const auto& axes = tap.tap.axes;
-  if (axes.back() >= value.dim()) fail_shape(value, group, tap);
+  if (axes.back() >= value.dim()) fail_shape(value, group, units, tap);
   std::vector<std::int64_t> front(axes.size());
   std::iota(front.begin(), front.end(), 0);
   at::Tensor rows =
       value.movedim(axes, front).flatten(0, static_cast<std::int64_t>(axes.size()) - 1);
   if (!tap.tap.index.empty()) {
     if (*std::max_element(tap.tap.index.begin(), tap.tap.index.end()) >= rows.size(0))
-      fail_shape(value, group, tap);
+      fail_shape(value, group, units, tap);
     rows = rows.index_select(0, at::tensor(tap.tap.index, at::kLong).to(value.device()));
   }
-  if (rows.size(0) % group.units != 0) fail_shape(value, group, tap);
-  return rows.unflatten(0, std::vector<std::int64_t>{group.units, rows.size(0) / group.units});
+  if (rows.size(0) % units != 0) fail_shape(value, group, units, tap);
+  return rows.unflatten(0, std::vector<std::int64_t>{units, rows.size(0) / units});
 }
 
-/// The tap's tensor as (observations…, units, …) and the axis of the units in it.
-std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const UnitGroup& group,
-                                              const GroupTap& tap) {
-  if (!tap.tap.axes.empty()) return {units_first(value, group, tap), 0};
-  const std::int64_t n = group.units;
+/// The tap's tensor as (observations…, units, …) and the axis of the units in it. `units`: of the
+/// model that it is of.
+std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const std::string& group,
+                                              std::int64_t units, const GroupTap& tap) {
+  if (!tap.tap.axes.empty()) return {units_first(value, group, units, tap), 0};
+  const std::int64_t n = units;
   if (tap.channels_second && value.dim() >= 3 && value.size(1) == n) return {value, 1};
   if (value.dim() >= 2 && value.size(-1) == n) return {value, value.dim() - 1};
   if (value.dim() >= 2 && value.size(-1) % n == 0) {
@@ -74,7 +78,7 @@ std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const Uni
     shape.push_back(value.size(-1) / n);
     return {value.reshape(shape), value.dim() - 1};
   }
-  fail_shape(value, group, tap);
+  fail_shape(value, group, units, tap);
 }
 
 std::vector<GroupTap> taps_of(const UnitGroups& groups, const TensorMap& parameters) {
@@ -112,11 +116,14 @@ void try_taps(std::vector<ScriptModel>& models, const UnitGroups& groups, const 
   const at::NoGradGuard no_grad;
   const std::vector<GroupTap> taps = taps_of(groups, models.front().parameters());
   const std::vector<TapSet> observers = observers_of(models, taps);
+  const auto count = static_cast<std::int64_t>(models.size());
   std::vector<std::size_t> first_uses;
   for (std::size_t i = 0; i < models.size(); ++i) {
     std::vector<std::size_t> uses(taps.size(), 0);
     observers[i].run({models[i].preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
-      unit_axis(value, groups.groups[taps[t].group], taps[t]);
+      const UnitGroup& group = groups.groups[taps[t].group];
+      unit_axis(value, group.name, stack_of(group, count).units(static_cast<std::int64_t>(i)),
+                taps[t]);
       ++uses[t];
     });
     if (i == 0) first_uses = uses;
@@ -135,7 +142,7 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
   const std::vector<TapSet> observers = observers_of(models, taps);
   std::vector<SimilarityAccumulator> accumulators;
   for (const UnitGroup& group : groups.groups)
-    accumulators.emplace_back(static_cast<std::int64_t>(models.size()), group.units, scope);
+    accumulators.emplace_back(stack_of(group, static_cast<std::int64_t>(models.size())), scope);
 
   Phase phase(progress, "activations", data.size(), "images");
   // A parameter that is used several times shows its tap as often: seen[t] lists the values of one
@@ -154,24 +161,26 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
           });
     }
     std::vector<std::size_t> uses(taps.size(), 0);
-    observers.back().run({models.back().preprocessed(batch)},
-                         [&](std::size_t t, const at::Tensor& value) {
-                           const UnitGroup& group = groups.groups[taps[t].group];
-                           std::vector<at::Tensor> features;
-                           std::int64_t axis = 0;
-                           const auto add = [&](const at::Tensor& tensor) {
-                             auto [shaped, unit] = unit_axis(tensor, group, taps[t]);
-                             axis = unit;
-                             features.push_back(std::move(shaped));
-                           };
-                           for (Seen& seen : earlier) {
-                             if (uses[t] >= seen[t].size()) fail_use_counts(taps[t], groups);
-                             add(seen[t][uses[t]]);
-                           }
-                           add(value);
-                           ++uses[t];
-                           accumulators[taps[t].group].add(features, axis, taps[t].tap.at);
-                         });
+    observers.back().run(
+        {models.back().preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
+          const UnitGroup& group = groups.groups[taps[t].group];
+          const UnitStack stack = stack_of(group, static_cast<std::int64_t>(models.size()));
+          std::vector<at::Tensor> features;
+          std::int64_t axis = 0;
+          const auto add = [&](const at::Tensor& tensor) {
+            const auto model = static_cast<std::int64_t>(features.size());
+            auto [shaped, unit] = unit_axis(tensor, group.name, stack.units(model), taps[t]);
+            axis = unit;
+            features.push_back(std::move(shaped));
+          };
+          for (Seen& seen : earlier) {
+            if (uses[t] >= seen[t].size()) fail_use_counts(taps[t], groups);
+            add(seen[t][uses[t]]);
+          }
+          add(value);
+          ++uses[t];
+          accumulators[taps[t].group].add(features, axis, taps[t].tap.at);
+        });
     for (std::size_t t = 0; t < taps.size(); ++t)
       for (const Seen& seen : earlier)
         if (seen[t].size() != uses[t]) fail_use_counts(taps[t], groups);
@@ -181,8 +190,8 @@ std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
   std::vector<Similarity> result;
   for (std::size_t g = 0; g < accumulators.size(); ++g) {
     if (groups.groups[g].members.empty()) {
-      result.push_back(
-          no_similarity(static_cast<std::int64_t>(models.size()), groups.groups[g].units, scope));
+      result.push_back(no_similarity(
+          stack_of(groups.groups[g], static_cast<std::int64_t>(models.size())), scope));
       continue;
     }
     const std::string where = "activations of group " + groups.groups[g].name;

@@ -6,6 +6,7 @@
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/merge/transform.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -34,7 +35,7 @@ std::optional<std::vector<Similarity>> StatisticsCache::load(const UnitGroups& g
       const auto values = stored.tensors.find("similarity/" + group.name);
       if (values == stored.tensors.end())
         throw Error(ErrorKind::kInput, file().string(), "lacks group " + group.name);
-      similarities.push_back({scope, models, group.units, values->second});
+      similarities.push_back({scope, stack_of(group, models), values->second});
       check_similarity(similarities.back(), file().string());
     }
     return similarities;

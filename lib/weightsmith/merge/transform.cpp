@@ -14,10 +14,9 @@ namespace weightsmith {
 namespace {
 
 bool is_identity(const Matching& matching, std::int64_t model) {
-  if (matching.slots != matching.units) return false;
-  const auto first = matching.slot.begin() + model * matching.units;
-  for (std::int64_t u = 0; u < matching.units; ++u)
-    if (first[u] != u) return false;
+  if (matching.slots != matching.stack.units(model)) return false;
+  for (std::int64_t u = 0; u < matching.slots; ++u)
+    if (matching.slots_of(model)[u] != u) return false;
   return true;
 }
 
@@ -38,11 +37,12 @@ std::optional<at::Tensor> inverse_permutation(const std::int32_t* slot, std::int
 std::vector<double> slot_factors(const Matching& matching, const ModelShares& shares) {
   std::vector<double> mass(matching.slots, 0.0);
   for (std::int64_t s = 0; s < matching.slots; ++s)
-    mass[s] = static_cast<double>(matching.count[s]) / static_cast<double>(matching.models);
+    mass[s] = static_cast<double>(matching.count[s]) / static_cast<double>(matching.stack.models());
   if (!shares.empty()) {
     std::fill(mass.begin(), mass.end(), 0.0);
-    for (std::int64_t u = 0; u < matching.models * matching.units; ++u)
-      mass[matching.slot[u]] += shares[u / matching.units];
+    for (std::int64_t i = 0; i < matching.stack.models(); ++i)
+      for (std::int64_t u = 0; u < matching.stack.units(i); ++u)
+        mass[matching.slots_of(i)[u]] += shares[i];
   }
   for (double& m : mass) m = m == 0 ? 0 : 1 / m;
   return mass;
@@ -57,7 +57,8 @@ at::Tensor positions_of(const GroupMember& member) {
 /// The axis first and the rest flattened: (positions, rest). For the second axis of a grouped
 /// convolution, positions of its input: the axis of every group, one after another.
 at::Tensor axis_first(const at::Tensor& tensor, const GroupMember& member) {
-  if (member.groups == 1) return tensor.movedim(member.axis, 0).reshape({tensor.size(member.axis), -1});
+  if (member.groups == 1)
+    return tensor.movedim(member.axis, 0).reshape({tensor.size(member.axis), -1});
   return tensor.unflatten(0, std::vector<std::int64_t>{member.groups, -1})
       .movedim(2, 1)
       .flatten(2)
@@ -78,15 +79,17 @@ at::Tensor axis_back(const at::Tensor& rows, const at::Tensor& like, const Group
 /// spread_units where units do not stand one after another, or keep to stretches of `period`
 /// positions, of which only the place inside changes. The width stays.
 at::Tensor spread_in_place(const at::Tensor& tensor, const GroupMember& member,
-                           const Matching& matching, const std::int32_t* slot,
+                           const Matching& matching, std::int64_t model,
                            const std::vector<double>& factors, std::int64_t period) {
-  WS_CHECK(matching.slots == matching.units, member.parameter);
-  const std::int64_t k = member.length / matching.units;
+  const std::int64_t units = matching.stack.units(model);
+  WS_CHECK(matching.slots == units, member.parameter);
+  const std::int32_t* slot = matching.slots_of(model);
+  const std::int64_t k = member.length / units;
   const at::Tensor from = positions_of(member);
   const auto* position = from.data_ptr<std::int64_t>();
   at::Tensor to = at::empty_like(from);
   at::Tensor factor = at::ones({from.numel(), 1}, at::kDouble);
-  for (std::int64_t u = 0; u < matching.units; ++u)
+  for (std::int64_t u = 0; u < units; ++u)
     for (std::int64_t j = 0; j < k; ++j) {
       const std::int64_t place = position[slot[u] * k + j];
       to.data_ptr<std::int64_t>()[u * k + j] =
@@ -103,6 +106,29 @@ at::Tensor spread_in_place(const at::Tensor& tensor, const GroupMember& member,
   return axis_back(result, tensor, member);
 }
 
+/// The stretches of models whose widths differ from the first one's: each is as long as its units,
+/// and starts behind those before it on its axis.
+void add_widths(ParameterUses& uses, const UnitGroups& groups) {
+  std::size_t models = 0;
+  for (const UnitGroup& group : groups.groups) models = std::max(models, group.widths.size());
+  if (models == 0) return;
+  for (auto& [name, list] : uses) {
+    for (std::size_t i = 0; i < models; ++i) {
+      std::map<std::int64_t, std::int64_t> grown;  // axis → by how much it is longer so far
+      for (auto use = list.rbegin(); use != list.rend(); ++use) {  // from the start of an axis
+        const UnitGroup& group = groups.groups[use->group];
+        GroupMember member = group.members[use->member];
+        const std::int64_t units = group.widths.empty() ? group.units : group.widths[i];
+        const std::int64_t length = member.length / group.units * units;
+        member.offset += grown[member.axis];
+        grown[member.axis] += length - member.length;
+        member.length = length;
+        use->in_models.push_back(std::move(member));
+      }
+    }
+  }
+}
+
 /// Shares are normalised, so a slot with one unit of every model sums to 1 up to rounding.
 bool is_one(double factor) { return std::abs(factor - 1) < 1e-12; }
 
@@ -112,7 +138,7 @@ ParameterUses parameter_uses(const UnitGroups& groups) {
   ParameterUses uses;
   for (std::size_t g = 0; g < groups.groups.size(); ++g)
     for (std::size_t m = 0; m < groups.groups[g].members.size(); ++m)
-      uses[groups.groups[g].members[m].parameter].push_back({g, m});
+      uses[groups.groups[g].members[m].parameter].push_back({g, m, {}});
   const auto offset = [&](const AxisUse& use) {
     return groups.groups[use.group].members[use.member].offset;
   };
@@ -124,7 +150,19 @@ ParameterUses parameter_uses(const UnitGroups& groups) {
     std::stable_sort(list.begin(), list.end(), [&](const AxisUse& a, const AxisUse& b) {
       return std::pair(is_grouped(a), offset(a)) > std::pair(is_grouped(b), offset(b));
     });
+  add_widths(uses, groups);
   return uses;
+}
+
+const GroupMember& member_of(const UnitGroups& groups, const AxisUse& use, std::int64_t model) {
+  return use.in_models.empty() ? groups.groups[use.group].members[use.member]
+                               : use.in_models[model];
+}
+
+UnitStack stack_of(const UnitGroup& group, std::int64_t models) {
+  if (group.widths.empty()) return {models, group.units};
+  WS_CHECK(static_cast<std::int64_t>(group.widths.size()) == models);
+  return UnitStack(group.widths);
 }
 
 at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
@@ -139,15 +177,15 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
                               : member.groups > 1 ? tensor.size(member.axis)
                                                   : 0;
   if (period > 0 || !member.index.empty())
-    return spread_in_place(tensor, member, matching, matching.slot.data() + model * matching.units,
+    return spread_in_place(tensor, member, matching, model,
                            weighted ? factors : std::vector<double>{}, period);
 
-  const std::int64_t units = matching.units;
+  const std::int64_t units = matching.stack.units(model);
   const std::int64_t per_unit = member.length / units;
   const at::Tensor stretch = tensor.narrow(member.axis, member.offset, member.length);
   // Unit axis first, each unit's elements side by side: (units, k, rest).
   const at::Tensor rows = stretch.movedim(member.axis, 0).reshape({units, per_unit, -1});
-  const std::int32_t* slot = matching.slot.data() + model * units;
+  const std::int32_t* slot = matching.slots_of(model);
   const auto placed_back = [&](const at::Tensor& moved) {
     std::vector<std::int64_t> shape = stretch.movedim(member.axis, 0).sizes().vec();
     shape[0] = moved.size(0) * per_unit;
@@ -196,9 +234,10 @@ at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::ve
   for (std::size_t i = 0; i < tensors.size(); ++i) {
     at::Tensor spread = tensors[i].detach().to(accumulate_type);
     for (const AxisUse& use : uses) {
-      const GroupMember& member = groups.groups[use.group].members[use.member];
+      const auto model = static_cast<std::int64_t>(i);
+      const GroupMember& member = member_of(groups, use, model);
       spread = spread_units(
-          spread, member, matchings[use.group], static_cast<std::int64_t>(i),
+          spread, member, matchings[use.group], model,
           member.role == MemberRole::kIn ? SlotWeight::kOne : SlotWeight::kAverage, shares);
     }
     if (!shares.empty()) spread = spread * shares[i];
@@ -233,8 +272,8 @@ TensorMap reordered_state(const TensorMap& state, const UnitGroups& groups,
     at::Tensor moved = tensor.detach();
     if (const auto use = uses.find(name); use != uses.end())
       for (const AxisUse& u : use->second)
-        moved = spread_units(moved, groups.groups[u.group].members[u.member], matchings[u.group],
-                             model, SlotWeight::kOne);
+        moved = spread_units(moved, member_of(groups, u, model), matchings[u.group], model,
+                             SlotWeight::kOne);
     reordered[name] = moved;
   }
   return reordered;

@@ -16,7 +16,16 @@ namespace weightsmith {
 struct AxisUse {
   std::size_t group = 0;   ///< index into UnitGroups::groups
   std::size_t member = 0;  ///< index into its members
+  /// The stretch in each model, where their widths differ (UnitGroup::widths); empty: as the member
+  /// says.
+  std::vector<GroupMember> in_models;
 };
+
+/// The stretch in a model's parameter.
+const GroupMember& member_of(const UnitGroups& groups, const AxisUse& use, std::int64_t model);
+
+/// The units of a group in `models` models.
+UnitStack stack_of(const UnitGroup& group, std::int64_t models);
 
 /// Which groups meet each parameter. From the end of an axis to its start: spreading one stretch
 /// may change the length of what lies behind it.
@@ -51,8 +60,8 @@ at::Tensor unit_rows(const at::Tensor& tensor, const GroupMember& member, std::i
 /// Merges one parameter: every model's tensor is spread along all its member axes, then averaged
 /// over the models, each with its share. A tensor that is not floating point is taken from the
 /// first model (batch norm's counter of batches). `matchings[g]` belongs to group g. `tensors`
-/// holds one tensor a model, of equal shape; the result has their dtype and is accumulated in
-/// float32 or wider.
+/// holds one tensor a model, equal in shape once they are spread; the result has their dtype and is
+/// accumulated in float32 or wider.
 at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
                            const UnitGroups& groups, const std::vector<Matching>& matchings,
                            const ModelShares& shares = {});

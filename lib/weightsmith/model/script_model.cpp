@@ -191,6 +191,16 @@ void ScriptModel::load_state(const TensorMap& state, const std::string& where) {
   for (const auto& [name, tensor] : own) tensor.copy_(complete.at(name));
 }
 
+void ScriptModel::replace_state(const TensorMap& state) {
+  const at::NoGradGuard no_grad;
+  const TensorMap own = state_dict();
+  WS_CHECK(own.size() == state.size(), where_);
+  for (const auto& [name, tensor] : own) {
+    at::Tensor target = tensor;
+    target.set_data(state.at(name).detach().to(tensor.device(), tensor.scalar_type()).clone());
+  }
+}
+
 ScriptModel ScriptModel::with_network(torch::jit::Module module, const std::string& name) const {
   ScriptModel other(std::move(module), where_);
   other.name_ = name.empty() ? name_ : name;

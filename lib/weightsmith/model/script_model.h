@@ -56,6 +56,9 @@ class ScriptModel {
   /// a tensor that is shared with one that is there (safetensors files hold shared tensors once).
   /// Shared tensors given different values are an error.
   void load_state(const TensorMap& state, const std::string& where);
+  /// Puts tensors of other shapes in place of all of its own, for a network whose layers change in
+  /// width. The names must be its own. Whether the graph takes them shows when it runs.
+  void replace_state(const TensorMap& state);
 
   /// Another network under this model's preprocessing, without metadata, and under its name or
   /// another one: a part of it, or one made from it.

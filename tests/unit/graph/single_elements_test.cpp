@@ -55,9 +55,9 @@ TEST_CASE("a unit that is taken alone stays, and the others are free", "[derive_
 
 TEST_CASE("random orders leave no unit in its place", "[derive_groups]") {
   UnitGroups groups;
-  groups.groups.push_back({"plain", 5, 1, {}, {}, ""});
-  groups.groups.push_back({"blocks", 12, 4, {}, {}, ""});
-  groups.groups.push_back({"one", 1, 1, {}, {}, ""});
+  groups.groups.push_back({"plain", 5, 1, {}, {}, "", {}});
+  groups.groups.push_back({"blocks", 12, 4, {}, {}, "", {}});
+  groups.groups.push_back({"one", 1, 1, {}, {}, "", {}});
   for (std::uint64_t seed = 0; seed < 50; ++seed) {
     Rng rng(seed);
     const UnitOrders orders = random_orders(groups, rng);

@@ -27,15 +27,16 @@ TEST_CASE("a slot counts once a joining, with the mean of its pairs") {
   const at::Tensor values = at::arange(16, at::kFloat).view({4, 4});
   const Similarity s = all_pairs_similarity(values, 2, "test");
   // Units 0, 1 and 2 in one slot (two joinings), unit 3 alone.
-  const Matching m = make_matching(2, 2, 2, {0, 0, 0, 1}, 0);
+  const Matching m = make_matching({2, 2}, 2, {0, 0, 0, 1}, 0);
   CHECK(agreement(s, m, "test") == Approx((1.0 + 2.0 + 6.0) / 3));
   // Units 0 and 3, and 1 and 2.
-  CHECK(agreement(s, make_matching(2, 2, 2, {0, 1, 1, 0}, 0), "test") == Approx((3.0 + 6.0) / 2));
+  CHECK(agreement(s, make_matching({2, 2}, 2, {0, 1, 1, 0}, 0), "test") == Approx((3.0 + 6.0) / 2));
   // With the pairs of model 0 alone, the pair 0-1 of one model is not seen.
-  const Similarity cross{Similarity::Scope::kCrossModel, 2, 2,
+  const Similarity cross{Similarity::Scope::kCrossModel,
+                         {2, 2},
                          values.narrow(0, 0, 2).narrow(1, 2, 2).contiguous().view({1, 2, 2})};
   CHECK(agreement(cross, m, "test") == Approx((2.0 + 6.0) / 2));
-  CHECK(agreement(s, make_matching(2, 2, 4, {0, 1, 2, 3}, 0), "test") == 0);
-  expect_error(ErrorKind::kInput, {"group a", "3 units"},
+  CHECK(agreement(s, make_matching({2, 2}, 4, {0, 1, 2, 3}, 0), "test") == 0);
+  expect_error(ErrorKind::kInput, {"group a", "6 units"},
                [&] { agreement(s, identity_matching(2, 3), "group a"); });
 }

@@ -25,9 +25,10 @@ at::Tensor stacked_copies(const at::Tensor& features,
 
 Similarity cross_only(const Similarity& all) {
   std::vector<at::Tensor> blocks;
-  for (std::int64_t i = 1; i < all.models; ++i)
-    blocks.push_back(all.values.narrow(0, 0, all.units).narrow(1, i * all.units, all.units));
-  return {Similarity::Scope::kCrossModel, all.models, all.units, at::stack(blocks).contiguous()};
+  for (std::int64_t i = 1; i < all.stack.models(); ++i)
+    blocks.push_back(all.values.narrow(0, 0, all.stack.units(0))
+                         .narrow(1, all.stack.offset(i), all.stack.units(i)));
+  return {Similarity::Scope::kCrossModel, all.stack, at::stack(blocks).contiguous()};
 }
 
 /// Every permutation of blocks and, inside, of units.
@@ -117,7 +118,7 @@ TEST_CASE("align names the layer, models and unit of a fault") {
   expect_error(ErrorKind::kNumeric, {"conv1: the similarity of stacked units 8 and 1 is inf"},
                [&] { check_finite(all_pairs_similarity(outside, 2, "x"), "conv1"); });
   Similarity misshapen = all_pairs_similarity(at::zeros({8, 8}), 2, "x");
-  misshapen.units = 3;
+  misshapen.stack = {2, 3};
   expect_error(ErrorKind::kInput, {"[6, 6]"}, [&] { align(misshapen, 1, "conv1"); });
 }
 
@@ -136,12 +137,12 @@ namespace {
 /// Mean matched similarity over units and all pairs of models, from the definition.
 double mean_over_pairs(const Similarity& all, const Matching& m) {
   double total = 0;
-  const std::int64_t pairs = m.models * (m.models - 1) / 2;
-  for (std::int64_t u = 0; u < m.models * m.units; ++u)
-    for (std::int64_t v = u + 1; v < m.models * m.units; ++v)
-      if (u / m.units != v / m.units && m.slot[u] == m.slot[v])
+  const std::int64_t pairs = m.stack.models() * (m.stack.models() - 1) / 2;
+  for (std::int64_t u = 0; u < m.stack.size(); ++u)
+    for (std::int64_t v = u + 1; v < m.stack.size(); ++v)
+      if (m.stack.model_of(u) != m.stack.model_of(v) && m.slot[u] == m.slot[v])
         total += all.values[u][v].item<double>();
-  return total / static_cast<double>(pairs * m.units);
+  return total / static_cast<double>(pairs * m.stack.units(0));
 }
 
 Similarity noisy_copies(std::int64_t models, std::int64_t n, double noise, Rng& rng) {
@@ -176,7 +177,7 @@ TEST_CASE("aligning with the mean is the best of all permutations where that can
         std::vector<std::int32_t> slot{0, 1, 2, 3};
         slot.insert(slot.end(), p.begin(), p.end());
         slot.insert(slot.end(), q.begin(), q.end());
-        best = std::max(best, mean_over_pairs(all, make_matching(3, n, n, slot, 0)));
+        best = std::max(best, mean_over_pairs(all, make_matching({3, n}, n, slot, 0)));
       } while (std::next_permutation(q.begin(), q.end()));
     } while (std::next_permutation(p.begin(), p.end()));
     // The ascent may end below the optimum, never above it nor below where it began.

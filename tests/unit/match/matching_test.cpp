@@ -20,14 +20,14 @@ TEST_CASE("the identity matching sends unit k of every model to slot k") {
 }
 
 TEST_CASE("unit_of inverts the slots of a model") {
-  const Matching m = make_matching(2, 3, 3, {0, 1, 2, 2, 0, 1}, 0.5);
+  const Matching m = make_matching({2, 3}, 3, {0, 1, 2, 2, 0, 1}, 0.5);
   CHECK(m.unit_of(1) == std::vector<std::int32_t>{1, 2, 0});
-  const Matching zipped = make_matching(2, 3, 3, {0, 0, 1, 1, 2, 2}, 0.5);
+  const Matching zipped = make_matching({2, 3}, 3, {0, 0, 1, 1, 2, 2}, 0.5);
   expect_error(ErrorKind::kInternal, {"share a slot"}, [&] { zipped.unit_of(0); });
 }
 
 TEST_CASE("a damaged matching is refused with its fault") {
-  const Matching sound = make_matching(2, 2, 3, {0, 1, 2, 1}, 0.5);
+  const Matching sound = make_matching({2, 2}, 3, {0, 1, 2, 1}, 0.5);
   CHECK_NOTHROW(check_matching(sound, "m"));
   const auto expect = [&](const char* fault, auto&& damage) {
     Matching m = sound;
@@ -52,4 +52,18 @@ TEST_CASE("visit orders are permutations, follow the seed and differ between swe
   CHECK(first == b.next());
   CHECK(first != other.next());
   CHECK(a.next() != first);
+}
+
+TEST_CASE("stacked units know their model") {
+  const UnitStack stack(std::vector<std::int64_t>{3, 0, 2});
+  CHECK(stack.models() == 3);
+  CHECK(stack.size() == 5);
+  CHECK(stack.widest() == 3);
+  CHECK_FALSE(stack.is_even());
+  CHECK(UnitStack(2, 4).is_even());
+  CHECK(UnitStack(2, 4) == UnitStack(std::vector<std::int64_t>{4, 4}));
+  for (std::int64_t u = 0; u < 5; ++u) CHECK(stack.model_of(u) == (u < 3 ? 0 : 2));
+  // Units of a model that are not as many as the slots are no permutation.
+  CHECK_FALSE(make_matching(UnitStack(std::vector<std::int64_t>{2, 3}), 2, {0, 1, 1, 0, 0}, 0)
+                  .is_permutation());
 }

@@ -52,8 +52,8 @@ TEST_CASE("accumulated correlation and cosine equal those of all observations at
   Rng rng(41);
   const std::int64_t n = 7;
   const std::int64_t models = 3;
-  SimilarityAccumulator all(models, n, Scope::kAllPairs);
-  SimilarityAccumulator cross(models, n, Scope::kCrossModel);
+  SimilarityAccumulator all({models, n}, Scope::kAllPairs);
+  SimilarityAccumulator cross({models, n}, Scope::kCrossModel);
   std::vector<at::Tensor> pieces;
   const auto add = [&](const std::vector<std::int64_t>& shape, std::int64_t dim, double offset) {
     std::vector<at::Tensor> features;
@@ -87,10 +87,34 @@ TEST_CASE("accumulated correlation and cosine equal those of all observations at
   check_similarity(cross.correlation("tap"), "test");
 }
 
+TEST_CASE("models with unequal numbers of units are compared unit by unit") {
+  Rng rng(45);
+  const std::vector<std::int64_t> units{3, 7, 1};
+  const UnitStack stack(units);
+  SimilarityAccumulator all(stack, Scope::kAllPairs);
+  std::vector<at::Tensor> pieces;
+  for (const std::int64_t batch : {4, 2}) {
+    std::vector<at::Tensor> features;
+    std::vector<at::Tensor> rows;
+    for (const std::int64_t n : units) {
+      features.push_back(normal_matrix(1, batch * n * 6, rng).view({batch, n, 2, 3}) + 3.0);
+      rows.push_back(flat(features.back(), 1));
+    }
+    all.add(features, 1, "tap");
+    pieces.push_back(at::cat(rows));
+  }
+  const at::Tensor f = at::cat(pieces, 1);
+  CHECK(largest_difference(all.correlation("tap").values, slow_correlation(f)) < 2e-6);
+  CHECK(largest_difference(all.cosine("tap").values, slow_cosine(f)) < 2e-6);
+  expect_error(ErrorKind::kInput, {"tap", "model 1", "7 units"}, [&] {
+    all.add({at::ones({2, 3, 2}), at::ones({2, 7, 3}), at::ones({2, 1, 2})}, 1, "tap");
+  });
+}
+
 TEST_CASE("large means do not cancel") {
   Rng rng(42);
   const std::int64_t n = 12;
-  SimilarityAccumulator statistics(2, n, Scope::kAllPairs);
+  SimilarityAccumulator statistics({2, n}, Scope::kAllPairs);
   std::vector<at::Tensor> pieces;
   for (int batch = 0; batch < 6; ++batch) {
     const at::Tensor factors = normal_matrix(4, 200, rng);
@@ -113,8 +137,8 @@ TEST_CASE("pieces larger than the working copy give the same as small ones") {
   Rng rng(44);
   const at::Tensor a = normal_matrix(3000, 6, rng);
   const at::Tensor b = normal_matrix(3000, 6, rng);
-  SimilarityAccumulator whole(2, 6, Scope::kAllPairs);
-  SimilarityAccumulator parts(2, 6, Scope::kAllPairs);
+  SimilarityAccumulator whole({2, 6}, Scope::kAllPairs);
+  SimilarityAccumulator parts({2, 6}, Scope::kAllPairs);
   whole.add({a, b}, 1, "tap");
   for (std::int64_t begin = 0; begin < 3000; begin += 700) {
     const std::int64_t length = std::min<std::int64_t>(700, 3000 - begin);
@@ -123,7 +147,7 @@ TEST_CASE("pieces larger than the working copy give the same as small ones") {
   CHECK(largest_difference(whole.correlation("t").values, parts.correlation("t").values) < 1e-6);
   // Beyond 64 MB: 24 units of 1.5 M positions.
   const at::Tensor big = at::randn({3, 8, 500, 1000});
-  SimilarityAccumulator chunked(1, 8, Scope::kAllPairs);
+  SimilarityAccumulator chunked({1, 8}, Scope::kAllPairs);
   chunked.add({big}, 1, "tap");
   CHECK(chunked.count() == 1500000);
   CHECK(largest_difference(chunked.correlation("t").values, slow_correlation(flat(big, 1))) < 1e-5);
@@ -134,7 +158,7 @@ TEST_CASE("dead units have similarity 0, small variances are damped by the autho
   at::Tensor f = normal_matrix(5, 100, rng);
   f[3].fill_(0.1);  // constant, and not representable exactly
   f[4].mul_(1e-5);
-  SimilarityAccumulator statistics(1, 5, Scope::kAllPairs);
+  SimilarityAccumulator statistics({1, 5}, Scope::kAllPairs);
   statistics.add({f.narrow(1, 0, 30)}, 0, "w");
   statistics.add({f.narrow(1, 30, 70)}, 0, "w");
   const at::Tensor c = statistics.correlation("w").values;
@@ -142,7 +166,7 @@ TEST_CASE("dead units have similarity 0, small variances are damped by the autho
   CHECK(c[4][4].item<double>() < 0.01);
   CHECK(largest_difference(c, slow_correlation(f)) < 2e-6);
   f[3].zero_();
-  SimilarityAccumulator zero(1, 5, Scope::kAllPairs);
+  SimilarityAccumulator zero({1, 5}, Scope::kAllPairs);
   zero.add({f}, 0, "w");
   CHECK(zero.cosine("w").values[3].abs().max().item<double>() == 0.0);
 }
@@ -150,8 +174,8 @@ TEST_CASE("dead units have similarity 0, small variances are damped by the autho
 TEST_CASE("other float types are taken") {
   Rng rng(46);
   const at::Tensor f = normal_matrix(4, 50, rng);
-  SimilarityAccumulator plain(1, 4, Scope::kAllPairs);
-  SimilarityAccumulator wide(1, 4, Scope::kAllPairs);
+  SimilarityAccumulator plain({1, 4}, Scope::kAllPairs);
+  SimilarityAccumulator wide({1, 4}, Scope::kAllPairs);
   plain.add({f}, 0, "w");
   wide.add({f.to(at::kDouble)}, 0, "w");
   CHECK(at::equal(plain.correlation("w").values, wide.correlation("w").values));
@@ -165,21 +189,21 @@ TEST_CASE("features that are not finite name the tap, the model and the unit") {
     const at::Tensor b = normal_matrix(10, 4, rng);
     b[7][2] = bad;
     for (const Scope scope : {Scope::kAllPairs, Scope::kCrossModel}) {
-      SimilarityAccumulator statistics(2, 4, scope);
+      SimilarityAccumulator statistics({2, 4}, scope);
       expect_error(ErrorKind::kNumeric,
                    {"layer2.conv1: unit 2 of model 1 has features that are NaN or infinite"}, [&] {
                      statistics.add({a, b}, 1, "layer2.conv1");
                    });
     }
   }
-  SimilarityAccumulator statistics(1, 2, Scope::kAllPairs);
+  SimilarityAccumulator statistics({1, 2}, Scope::kAllPairs);
   expect_error(ErrorKind::kNumeric, {"too large"}, [&] {
     statistics.add({at::rand({2, 10}) * 1e30}, 0, "fc");
   });
 }
 
 TEST_CASE("features of the wrong shape or number, and none at all, are refused") {
-  SimilarityAccumulator statistics(2, 4, Scope::kAllPairs);
+  SimilarityAccumulator statistics({2, 4}, Scope::kAllPairs);
   const at::Tensor f = at::rand({3, 4});
   expect_error(ErrorKind::kInput, {"features of 1 models"}, [&] { statistics.add({f}, 1, "t"); });
   expect_error(ErrorKind::kInput, {"model 1 are"}, [&] { statistics.add({f, f.t()}, 1, "t"); });

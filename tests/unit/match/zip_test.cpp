@@ -25,14 +25,15 @@ std::int64_t down(double x) { return static_cast<std::int64_t>(std::floor(x + 1e
 
 /// Zip as its definition reads: every step scans the whole matrix and deletes rows and columns.
 /// Nothing where no admissible pair is left.
-std::optional<Matching> slow_zip(const at::Tensor& sims, std::int64_t models,
+std::optional<Matching> slow_zip(const at::Tensor& sims, const UnitStack& stack,
                                  const ZipOptions& options, std::int64_t blocks) {
   const std::int64_t stacked = sims.size(0);
-  const std::int64_t n = stacked / models;
-  const std::int64_t q = n / blocks;
-  const Matching order = align(all_pairs_similarity(sims, models, "twin"), blocks, "twin");
+  const std::int64_t models = stack.models();
+  const std::int64_t q = stack.units(0) / blocks;  // counts only where there are blocks
+  Matching order;
+  if (blocks > 1) order = align(all_pairs_similarity(sims, models, "twin"), blocks, "twin");
   const std::int64_t removed = stacked - down(static_cast<double>(stacked) * (1 - options.reduce));
-  const std::int64_t kept = down(static_cast<double>(q * models) * (1 - options.reduce));
+  const std::int64_t kept = down(static_cast<double>(stacked / blocks) * (1 - options.reduce));
   std::map<std::int64_t, std::int64_t> budget;
   std::set<std::int64_t> closed;
   for (std::int64_t i = 0; i < models; ++i)
@@ -46,7 +47,7 @@ std::optional<Matching> slow_zip(const at::Tensor& sims, std::int64_t models,
     std::vector<std::vector<std::int64_t>> clusters;  // units, the lowest first
     for (std::int64_t u = 0; u < stacked; ++u)
       if (blocks == 1 || order.slot[u / q * q] / q == s) clusters.push_back({u});
-    const auto label = [&](std::size_t c) { return clusters[c][0] / n; };
+    const auto label = [&](std::size_t c) { return stack.model_of(clusters[c][0]); };
     std::vector<std::vector<float>> m(clusters.size(), std::vector<float>(clusters.size()));
     for (std::size_t x = 0; x < clusters.size(); ++x)
       for (std::size_t y = 0; y < clusters.size(); ++y)
@@ -94,14 +95,15 @@ std::optional<Matching> slow_zip(const at::Tensor& sims, std::int64_t models,
   double value = 0.0;
   for (const float v : list) value += v;
   if (!list.empty()) value /= static_cast<double>(list.size());
-  return make_matching(models, n, slots, slot, value);
+  return make_matching(stack, slots, slot, value);
 }
 
-void compare(const at::Tensor& sims, std::int64_t models, const ZipOptions& options,
+void compare(const at::Tensor& sims, const UnitStack& stack, const ZipOptions& options,
              std::int64_t blocks, int& refused) {
-  CAPTURE(models, sims.size(0), blocks, options.reduce, options.a, options.b, options.b_block);
-  const Similarity similarity = all_pairs_similarity(sims, models, "test");
-  const std::optional<Matching> expected = slow_zip(sims, models, options, blocks);
+  CAPTURE(stack.models(), sims.size(0), blocks, options.reduce, options.a, options.b,
+          options.b_block);
+  const Similarity similarity{Similarity::Scope::kAllPairs, stack, sims};
+  const std::optional<Matching> expected = slow_zip(sims, stack, options, blocks);
   if (!expected) {
     ++refused;
     expect_error(ErrorKind::kConfig, {"no admissible pair"},
@@ -132,7 +134,7 @@ TEST_CASE("zip equals its slow twin on random matrices with and without ties") {
         trial % 5 == 4 ? rng.uniform(0.0, 0.9) : 1.0 - 1.0 / static_cast<double>(models),
         as[rng.below(5)], bs[rng.below(4)], 1.0};
     if (down(static_cast<double>(models * n) * (1 - options.reduce)) < 1) continue;
-    compare(sims, models, options, 1, refused);
+    compare(sims, {models, n}, options, 1, refused);
   }
   CHECK(refused < 60);
 }
@@ -146,11 +148,33 @@ TEST_CASE("zip in blocks equals its slow twin") {
     const std::int64_t n = g * (2 + static_cast<std::int64_t>(rng.below(5)));
     const at::Tensor sims = symmetric_matrix(models * n, trial % 2 == 0 ? 0 : 4, rng);
     const double bs[] = {1.0, 0.0, 0.5};
-    compare(sims, models,
+    compare(sims, {models, n},
             {1.0 - 1.0 / static_cast<double>(models), 0.5, bs[rng.below(3)], bs[rng.below(3)]}, g,
             refused);
   }
   CHECK(refused < 40);
+}
+
+TEST_CASE("zip of models with unequal numbers of units equals its slow twin") {
+  Rng rng(36);
+  int refused = 0;
+  int uneven = 0;
+  for (int trial = 0; trial < 120; ++trial) {
+    std::vector<std::int64_t> units;
+    for (int i = 0; i < 2 + trial % 2; ++i)
+      units.push_back(1 + static_cast<std::int64_t>(rng.below(16)));
+    const UnitStack stack(units);
+    uneven += stack.is_even() ? 0 : 1;
+    const int levels[] = {0, 8, 2};
+    const double bs[] = {1.0, 0.0, 0.5};
+    const double reduce =
+        trial % 5 == 4 ? rng.uniform(0.0, 0.9) : 1.0 - 1.0 / static_cast<double>(stack.models());
+    if (down(static_cast<double>(stack.size()) * (1 - reduce)) < 1) continue;
+    compare(symmetric_matrix(stack.size(), levels[trial % 3], rng), stack,
+            {reduce, 0.5, bs[rng.below(3)], 1.0}, 1, refused);
+  }
+  CHECK(uneven > 80);
+  CHECK(refused < 60);
 }
 
 TEST_CASE("zip of a model with its permuted self pairs every unit with its copy") {
@@ -192,7 +216,7 @@ TEST_CASE("zip refuses options out of range and similarities it cannot use") {
   refused("b_block is -1", {0.5, 0.5, 1.0, -1.0});
   refused("leaves none", {0.99, 0.5, 1.0, 1.0});
   expect_error(ErrorKind::kInput, {"fc1: 6 units in 5 blocks"}, [&] { zip(s, {}, 5, "fc1"); });
-  const Similarity cross{Similarity::Scope::kCrossModel, 2, 3, at::zeros({1, 3, 3})};
+  const Similarity cross{Similarity::Scope::kCrossModel, {2, 3}, at::zeros({1, 3, 3})};
   expect_error(ErrorKind::kInput, {"all pairs"}, [&] { zip(cross, {}, 1, "fc1"); });
 }
 

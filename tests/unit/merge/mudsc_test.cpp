@@ -79,7 +79,7 @@ std::vector<Matching> random_orders(const UnitGroups& groups, std::uint64_t seed
         slot[group.units + b * size + k] = static_cast<std::int32_t>(blocks[b] * size + inner[k]);
       }
     }
-    orders.push_back(make_matching(2, group.units, group.units, std::move(slot), 0));
+    orders.push_back(make_matching({2, group.units}, group.units, std::move(slot), 0));
   }
   return orders;
 }

@@ -55,7 +55,7 @@ Matching random_matching(const UnitGroup& group, std::int64_t models, bool permu
     for (std::int64_t b = 0; b < models * group.blocks; ++b) shuffle(b * q, (b + 1) * q);
   else
     shuffle(0, slots.size());
-  return make_matching(models, group.units, group.units, slots, 0.0);
+  return make_matching({models, group.units}, group.units, slots, 0.0);
 }
 
 }  // namespace
@@ -80,8 +80,8 @@ TEST_CASE("permuted copies of a network merge to it at every cut", "[partial]") 
       std::vector<Matching> matchings;
       for (const UnitGroup& group : units.groups.groups) {
         Matching m = random_matching(group, 2, /*permutations=*/true, rng);
-        for (std::int64_t u = 0; u < m.units; ++u) m.slot[u] = static_cast<std::int32_t>(u);
-        matchings.push_back(make_matching(2, m.units, m.slots, m.slot, 0.0));
+        for (std::int64_t u = 0; u < m.slots; ++u) m.slot[u] = static_cast<std::int32_t>(u);
+        matchings.push_back(make_matching(m.stack, m.slots, m.slot, 0.0));
       }
       const TensorMap state = cut.trunks[0].state_dict();
       const TensorMap there = reordered_state(state, units.groups, matchings, 1);
@@ -105,8 +105,8 @@ TEST_CASE("zip's slots are copied back to the units that a head knows", "[partia
   // Two heads of their own on six units, k = 2 positions a unit, of which dimension 2 carries one
   // group entirely and dimension 1 another in part: against unit-by-unit loops.
   Rng rng(3);
-  UnitGroup a{"a", 3, 1, {}, {}, {}};
-  UnitGroup b{"b", 4, 1, {}, {}, {}};
+  UnitGroup a{"a", 3, 1, {}, {}, {}, {}};
+  UnitGroup b{"b", 4, 1, {}, {}, {}, {}};
   const std::vector<Matching> matchings{random_matching(a, 2, false, rng),
                                         random_matching(b, 2, false, rng)};
   const std::vector<BoundaryUnits> boundary{{0, 2, 6, {0, 1, 2, 3, 4, 5}}, {1, 1, 7, {6, 1, 3, 4}}};
@@ -133,6 +133,29 @@ TEST_CASE("zip's slots are copied back to the units that a head knows", "[partia
   }
   CHECK(joined_inside);
   CHECK(head_reads(boundary, {identity_matching(2, 3), identity_matching(2, 4)}, 1).empty());
+}
+
+TEST_CASE("heads find their units in a trunk of another width", "[partial]") {
+  // Two groups on one dimension of 9 places: one other place, 3 units of 2 places, one other place
+  // and a unit of 1. Model 0 has 3 and 1 units, model 1 has 2 and 3, and the merged trunk 4 and 2.
+  const UnitStack first(std::vector<std::int64_t>{3, 2});
+  const UnitStack second(std::vector<std::int64_t>{1, 3});
+  const std::vector<Matching> matchings{make_matching(first, 4, {2, 0, 3, 1, 2}, 0.0),
+                                        make_matching(second, 2, {1, 0, 0, 1}, 0.0)};
+  const std::vector<BoundaryUnits> boundary{{1, 1, 9, {8}}, {0, 1, 9, {1, 2, 3, 4, 5, 6}}};
+  const auto read = [&](std::int64_t model) {
+    const auto reads = head_reads(boundary, matchings, model);
+    REQUIRE(reads.size() == 1);
+    CHECK(reads[0].dim == 1);
+    const auto* index = reads[0].index.data_ptr<std::int64_t>();
+    return std::vector<std::int64_t>(index, index + reads[0].index.numel());
+  };
+  // The merged result: place 0, slots 0 to 3 at 1 to 8, the other place at 9, slots at 10 and 11.
+  CHECK(read(0) == std::vector<std::int64_t>{0, 5, 6, 1, 2, 7, 8, 9, 11});
+  CHECK(read(1) == std::vector<std::int64_t>{0, 3, 4, 5, 6, 9, 10, 10, 11});
+  testing::expect_error(ErrorKind::kInput, {"dimension 1", "side by side"}, [&] {
+    head_reads({{0, 1, 9, {1, 3, 5, 2, 4, 6}}}, matchings, 0);
+  });
 }
 
 TEST_CASE("groups of a trunk leave its result free and are seen there", "[partial]") {

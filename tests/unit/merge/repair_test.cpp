@@ -6,8 +6,8 @@
 #include <nlohmann/json.hpp>
 
 #include "support/expect_error.h"
-#include "weightsmith/merge/networks.h"
 #include "weightsmith/eval/normalization.h"
+#include "weightsmith/merge/networks.h"
 #include "weightsmith/model/builtin.h"
 
 namespace weightsmith {
@@ -117,7 +117,7 @@ TEST_CASE("repairing in batches comes close to repairing at once", "[merge]") {
 
 TEST_CASE("a slot of several units gets the weighted mean of their statistics", "[merge]") {
   // Two units of model 0 and one of model 1 in slot 0, one of model 1 alone in slot 1.
-  std::vector<Matching> matchings{make_matching(2, 2, 2, {0, 0, 0, 1}, 0)};
+  std::vector<Matching> matchings{make_matching({2, 2}, 2, {0, 0, 0, 1}, 0)};
   Merge merge("mlp", {{"hidden", {2}}}, matchings);
   merge.repair_now();
   const auto& a = merge.originals[0].at("fc1.bias");

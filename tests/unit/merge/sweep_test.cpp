@@ -30,14 +30,14 @@ SweepPoint point(double balance, double weight, double activation) {
 
 UnitGroups two_groups() {
   UnitGroups groups;
-  groups.groups.push_back({"a", 3, 1, {}, {}, ""});
-  groups.groups.push_back({"b", 2, 1, {}, {}, ""});
+  groups.groups.push_back({"a", 3, 1, {}, {}, "", {}});
+  groups.groups.push_back({"b", 2, 1, {}, {}, "", {}});
   return groups;
 }
 
 std::vector<Matching> matchings() {
-  return {make_matching(2, 3, 3, {0, 1, 2, 2, 0, 1}, 0.5),
-          make_matching(2, 2, 2, {0, 0, 0, 1}, 0.25)};
+  return {make_matching({2, 3}, 3, {0, 1, 2, 2, 0, 1}, 0.5),
+          make_matching({2, 2}, 2, {0, 0, 0, 1}, 0.25)};
 }
 
 TEST_CASE("the dual objective weighs both spaces by their best", "[merge]") {
@@ -106,7 +106,7 @@ TEST_CASE("matchings survive a file, and files that do not fit are refused", "[m
   UnitGroups other = groups;
   other.groups[1].units = 4;
   refused({"group b"}, other, 2);
-  other.groups[1] = {"c", 2, 1, {}, {}, ""};
+  other.groups[1] = {"c", 2, 1, {}, {}, "", {}};
   refused({"no matching of group c"}, other, 2);
   other.groups.pop_back();
   refused({"describes 2 groups, the network has 1"}, other, 2);

@@ -9,10 +9,11 @@ namespace {
 
 /// The paper's matrix of one model: U (units, slots), U[u, slot(u)] = 1, columns times N / c.
 at::Tensor dense(const Matching& m, std::int64_t model, SlotWeight weight) {
-  at::Tensor u = at::zeros({m.units, m.slots}, at::kDouble);
-  for (std::int64_t k = 0; k < m.units; ++k) {
-    const std::int32_t slot = m.slot[model * m.units + k];
-    u[k][slot] = weight == SlotWeight::kOne ? 1.0 : static_cast<double>(m.models) / m.count[slot];
+  at::Tensor u = at::zeros({m.stack.units(model), m.slots}, at::kDouble);
+  for (std::int64_t k = 0; k < m.stack.units(model); ++k) {
+    const std::int32_t slot = m.slots_of(model)[k];
+    u[k][slot] =
+        weight == SlotWeight::kOne ? 1.0 : static_cast<double>(m.stack.models()) / m.count[slot];
   }
   return u;
 }
@@ -20,7 +21,7 @@ at::Tensor dense(const Matching& m, std::int64_t model, SlotWeight weight) {
 /// spread_units by a dense matrix product, element by element of the stretch.
 at::Tensor slow_spread(const at::Tensor& tensor, const GroupMember& member, const Matching& m,
                        std::int64_t model, SlotWeight weight) {
-  const std::int64_t per_unit = member.length / m.units;
+  const std::int64_t per_unit = member.length / m.stack.units(model);
   const at::Tensor matrix = at::kron(dense(m, model, weight), at::eye(per_unit, at::kDouble));
   const std::int64_t end = member.offset + member.length;
   const at::Tensor moved = tensor.movedim(member.axis, -1);
@@ -33,10 +34,10 @@ at::Tensor slow_spread(const at::Tensor& tensor, const GroupMember& member, cons
 
 Matching zip_like() {
   // Two models of 4 units in 3 slots: some slots hold one unit, some three.
-  return make_matching(2, 4, 3, {0, 1, 1, 2, 1, 0, 2, 2}, 0.0);
+  return make_matching({2, 4}, 3, {0, 1, 1, 2, 1, 0, 2, 2}, 0.0);
 }
 
-Matching permutation() { return make_matching(2, 4, 4, {0, 1, 2, 3, 2, 0, 3, 1}, 0.0); }
+Matching permutation() { return make_matching({2, 4}, 4, {0, 1, 2, 3, 2, 0, 3, 1}, 0.0); }
 
 TEST_CASE("spreading units equals the product with the paper's matrices", "[merge]") {
   at::manual_seed(0);
@@ -63,7 +64,7 @@ TEST_CASE("a merged parameter averages what produces units and adds what consume
           "[merge]") {
   // Units 0 and 1 of model 0 and unit 0 of model 1 share slot 0; unit 1 of model 1 is alone in
   // slot 1.
-  const Matching m = make_matching(2, 2, 2, {0, 0, 0, 1}, 0.0);
+  const Matching m = make_matching({2, 2}, 2, {0, 0, 0, 1}, 0.0);
   UnitGroups groups;
   groups.groups.push_back(
       {"g",
@@ -71,7 +72,8 @@ TEST_CASE("a merged parameter averages what produces units and adds what consume
        1,
        {{"bias", 0, 0, 2, MemberRole::kOut, {}, 1}, {"next", 1, 0, 2, MemberRole::kIn, {}, 1}},
        {},
-       ""});
+       "",
+       {}});
   const TensorMap a{{"bias", at::tensor({1.0, 3.0})},
                     {"next", at::tensor({2.0, 4.0}).view({1, 2})}};
   const TensorMap b{{"bias", at::tensor({5.0, 7.0})},
@@ -98,7 +100,7 @@ TEST_CASE("half precision is merged in float32 and kept as half", "[merge]") {
 }
 
 TEST_CASE("shares weight the models, inside a slot as well", "[merge]") {
-  const Matching m = make_matching(2, 2, 2, {0, 0, 0, 1}, 0.0);
+  const Matching m = make_matching({2, 2}, 2, {0, 0, 0, 1}, 0.0);
   UnitGroups groups;
   groups.groups.push_back(
       {"g",
@@ -106,7 +108,8 @@ TEST_CASE("shares weight the models, inside a slot as well", "[merge]") {
        1,
        {{"bias", 0, 0, 2, MemberRole::kOut, {}, 1}, {"next", 1, 0, 2, MemberRole::kIn, {}, 1}},
        {},
-       ""});
+       "",
+       {}});
   const TensorMap a{{"bias", at::tensor({1.0, 3.0})},
                     {"next", at::tensor({2.0, 4.0}).view({1, 2})},
                     {"free", at::tensor({1.0})}};
@@ -137,7 +140,8 @@ TEST_CASE("a reordered network has its units in the order of the slots", "[merge
        1,
        {{"bias", 0, 0, 4, MemberRole::kOut, {}, 1}, {"next", 1, 0, 4, MemberRole::kIn, {}, 1}},
        {},
-       ""});
+       "",
+       {}});
   const TensorMap state{{"bias", at::arange(4, at::kFloat)},
                         {"next", at::arange(8, at::kFloat).view({2, 4})},
                         {"free", at::ones({3})}};
