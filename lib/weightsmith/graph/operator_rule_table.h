@@ -9,7 +9,7 @@
 namespace weightsmith {
 
 /// All rules by operator name. To add an operator: one entry in one of the functions below, and a
-/// small graph in tests/unit/graph/operator_rules_test.cpp.
+/// small graph in tests/unit/graph/*_rules_test.cpp.
 using RuleTable = std::map<std::string, OperatorRule>;
 
 void add_elementwise_rules(RuleTable& table);  ///< also reductions, softmax
