@@ -26,7 +26,7 @@ std::string reason_of(Cause cause) {
     case Cause::kOrder:
       return "the result depends on the order along this axis";
     case Cause::kOverlap:
-      return "stands in two sets that cross (heads, and positions or a norm that all heads share)";
+      return "stands in two sets of units that cross, of which only the other one can move";
     case Cause::kOperator:
       return "no rule for this operator";
     case Cause::kNone:
@@ -287,19 +287,53 @@ class GroupAssembler {
   std::vector<Seat> seats_;
 };
 
-std::vector<UnitRemark> remarks(const std::vector<std::pair<Label, Distinction>>& units,
-                                const FlatGraph& graph) {
-  std::map<std::pair<Cause, std::size_t>, std::int64_t> counts;
-  for (const auto& [label, why] : units) ++counts[{why.cause, why.node}];
-  std::vector<UnitRemark> result;
-  for (const auto& [key, count] : counts) {
-    const bool has_place = key.first != Cause::kNone && key.first != Cause::kOverlap;
-    result.push_back({reason_of(key.first), has_place ? graph.describe(key.second) : "", count});
+/// What is said of units that cannot be exchanged, and where that arose.
+class Remarks {
+ public:
+  Remarks(const FlatGraph& graph, const UnitFlow& flow, const LabelStore& store)
+      : graph_(graph), flow_(flow), store_(store) {}
+
+  std::vector<UnitRemark> of(const std::vector<std::pair<Label, Distinction>>& units) {
+    std::map<std::tuple<Cause, std::size_t, std::size_t>, std::int64_t> counts;
+    for (const auto& [label, why] : units) {
+      const bool has_place = why.cause != Cause::kNone && why.cause != Cause::kOutput;
+      ++counts[{has_place ? why.cause : Cause::kNone, has_place ? why.node : first_seen(label),
+                why.other}];
+    }
+    std::vector<UnitRemark> result;
+    for (const auto& [key, count] : counts) {
+      const auto& [cause, node, other] = key;
+      std::string reason = reason_of(cause);
+      if (cause == Cause::kOverlap)
+        reason += other == node ? " (both made here)" : " (" + graph_.describe(other) + ")";
+      result.push_back({std::move(reason), graph_.describe(node), count});
+    }
+    std::stable_sort(result.begin(), result.end(),
+                     [](const UnitRemark& a, const UnitRemark& b) { return a.units > b.units; });
+    return result;
   }
-  std::stable_sort(result.begin(), result.end(),
-                   [](const UnitRemark& a, const UnitRemark& b) { return a.units > b.units; });
-  return result;
-}
+
+ private:
+  /// The node that first produced a unit.
+  std::size_t first_seen(Label label) {
+    if (seen_.empty()) {
+      seen_.assign(static_cast<std::size_t>(store_.count()) + 1, 0);
+      for (const FlowEvent& event : flow_.events())
+        for (const LabelArray& array : event.arrays) {
+          const auto* data = array.labels.data_ptr<Label>();
+          for (std::int64_t i = 0; i < array.labels.numel(); ++i)
+            if (std::size_t& seen = seen_[store_.find(data[i])]; seen == 0) seen = event.node + 1;
+        }
+    }
+    const std::size_t seen = seen_[store_.find(label)];
+    return seen == 0 ? 0 : seen - 1;
+  }
+
+  const FlatGraph& graph_;
+  const UnitFlow& flow_;
+  const LabelStore& store_;
+  std::vector<std::size_t> seen_;  // by representative: 1 + node
+};
 
 }  // namespace
 
@@ -316,8 +350,10 @@ GroupDerivation derive_unit_groups(const torch::jit::Module& module, const std::
   result.free_units = partition.free_units;
   result.pinned_units = static_cast<std::int64_t>(partition.pinned.size());
   result.output_units = partition.output_units;
-  result.pinned = remarks(partition.pinned, runner.graph());
-  result.rigid = remarks(partition.rigid, runner.graph());
+  for (const UnitPartition::Group& group : partition.groups) result.hidden.push_back(group.hidden);
+  Remarks remarks(runner.graph(), flow, flow.store());
+  result.pinned = remarks.of(partition.pinned);
+  result.rigid = remarks.of(partition.rigid);
   return result;
 }
 

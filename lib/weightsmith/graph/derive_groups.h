@@ -14,12 +14,13 @@ namespace weightsmith {
 /// Hidden units that have something in common: why they cannot move, and where that arose.
 struct UnitRemark {
   std::string reason;
-  std::string where;  ///< "layer1.0: aten::cumsum"; may be empty
+  std::string where;  ///< the operator and its module: "layer1.0: aten::cumsum"
   std::int64_t units = 0;
 };
 
 struct GroupDerivation {
   UnitGroups groups;
+  std::vector<std::int64_t> hidden;  ///< a group: how many hidden units it moves
   /// Hidden units: produced by one layer and read by another; inputs and outputs are none.
   std::int64_t free_units = 0;
   std::int64_t pinned_units = 0;

@@ -104,7 +104,7 @@ LabelArray LabelStore::blocks_by(const LabelArray& array, const std::vector<std:
     const auto [it, is_new] = block_of_.emplace(members, 0);
     if (is_new) {
       it->second = add();
-      blocks_.emplace_back(it->second, std::move(members));
+      blocks_.push_back({it->second, std::move(members), node_});
     }
     label = it->second;
   }
@@ -122,14 +122,23 @@ void LabelStore::distinguish(const LabelArray& array, const std::vector<std::int
   std::sort(stands.begin(), stands.end());
   stands.erase(std::unique(stands.begin(), stands.end()), stands.end());
   const std::uint64_t event = ++events_;
+  std::vector<std::pair<Label, std::uint64_t>> hashes;
   for (std::size_t i = 0; i < stands.size();) {
     const Label label = stands[i].first;
     std::uint64_t hash = event;
     for (; i < stands.size() && stands[i].first == label; ++i)
       hash = combine(hash, static_cast<std::uint64_t>(stands[i].second));
+    hashes.emplace_back(label, hash);
+  }
+  // Labels that all stand everywhere are not told apart, whatever happens there.
+  const bool tells_apart =
+      hashes.size() == 1 || std::any_of(hashes.begin(), hashes.end(), [&](const auto& entry) {
+        return entry.second != hashes.front().second;
+      });
+  for (const auto& [label, hash] : hashes) {
     marks_[label] += hash;
     causes_[label] |= static_cast<std::uint8_t>(1U << static_cast<unsigned>(why.cause));
-    if (distinctions_[label].cause < why.cause) distinctions_[label] = why;
+    if (tells_apart && distinctions_[label].cause < why.cause) distinctions_[label] = why;
   }
 }
 

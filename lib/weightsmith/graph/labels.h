@@ -28,13 +28,22 @@ enum class Cause {
   kInput,     ///< it meets an input of the network or its position: pixels, tokens, classes
   kPosition,  ///< the operator treats neighbours along the axis differently (pooling, cumulation)
   kOrder,     ///< what is computed depends on the order along the axis (argmax, data-driven index)
-  kOverlap,   ///< it belongs to two sets of units that must move together and that cross
+  kOverlap,   ///< it belongs to two sets of units that cross and that must both stay together
   kOperator,  ///< no rule is known for the operator
 };
 
-/// A cause and the node (FlatGraph::nodes) where it arose.
+/// A cause and the node (FlatGraph::nodes) where it arose; of two sets that cross also the node
+/// that made the other one.
 struct Distinction {
   Cause cause = Cause::kNone;
+  std::size_t node = 0;
+  std::size_t other = 0;
+};
+
+/// A label that stands for a set of labels, and the node that made it.
+struct LabelBlock {
+  Label label = 0;
+  std::vector<Label> members;  ///< ascending
   std::size_t node = 0;
 };
 
@@ -44,6 +53,9 @@ struct Distinction {
 class LabelStore {
  public:
   LabelStore();
+
+  /// The node that blocks are made by from now on.
+  void set_node(std::size_t node) { node_ = node; }
 
   /// New labels, numbered consecutively, as a tensor of these sizes.
   at::Tensor fresh(at::IntArrayRef sizes);
@@ -71,8 +83,8 @@ class LabelStore {
   bool has_cause(Label label, Cause cause) const {
     return (causes_[label] >> static_cast<unsigned>(cause) & 1U) != 0;
   }
-  /// Block labels and what they hold, in order of creation; members may have been united since.
-  const std::vector<std::pair<Label, std::vector<Label>>>& blocks() const { return blocks_; }
+  /// In order of creation; members may have been united since.
+  const std::vector<LabelBlock>& blocks() const { return blocks_; }
 
  private:
   Label add();
@@ -81,9 +93,10 @@ class LabelStore {
   std::vector<std::uint64_t> marks_;
   std::vector<Distinction> distinctions_;
   std::vector<std::uint8_t> causes_;  // a bit a Cause
-  std::vector<std::pair<Label, std::vector<Label>>> blocks_;
+  std::vector<LabelBlock> blocks_;
   std::map<std::vector<Label>, Label> block_of_;
   std::uint64_t events_ = 0;
+  std::size_t node_ = 0;
 };
 
 }  // namespace weightsmith

@@ -104,6 +104,7 @@ TensorLabels LabelAlgebra::place(const TensorLabels& x, const Dims& dims, std::i
   TensorLabels placed = fixed_labels(Dims(rank, 1));
   placed.from_parameters = x.from_parameters;
   placed.is_static = x.is_static;
+  placed.alone = x.alone;
   for (std::int64_t d = 0; d < x.rank(); ++d) {
     placed.shape[dims[d]] = x.shape[d];
     placed.neutral[dims[d]] = x.neutral[d];
@@ -168,41 +169,87 @@ TensorLabels LabelAlgebra::meet_aligned(TensorLabels a, TensorLabels b) {
   };
   keep(a, b);
   keep(b, a);
-  keep_disjoint(result);
+  tidy(result);
+  // Beside other labels a single one is no part of what the result is.
+  if (a.arrays.empty() && b.arrays.empty()) {
+    result.alone = a.alone;
+    result.alone.insert(result.alone.end(), b.alone.begin(), b.alone.end());
+  }
   result.from_parameters = a.from_parameters && (b.from_parameters || b.is_static);
   result.from_parameters |= b.from_parameters && a.is_static;
   result.is_static = a.is_static && b.is_static;
   return result;
 }
 
-void LabelAlgebra::keep_disjoint(TensorLabels& x) {
+bool LabelAlgebra::agree(const LabelArray& a, const LabelArray& b) {
+  const Dims both = intersection(a.dims, b.dims);
+  const at::Tensor left = store_.blocks_by(a, both).labels.contiguous();
+  const at::Tensor right = store_.blocks_by(b, both).labels.contiguous();
+  const auto* x = left.data_ptr<Label>();
+  const auto* y = right.data_ptr<Label>();
+  for (std::int64_t i = 0; i < left.numel(); ++i)
+    if (store_.find(x[i]) != store_.find(y[i])) return false;
+  return true;
+}
+
+void LabelAlgebra::tidy(TensorLabels& x) {
+  if (x.arrays.size() < 2) return;
   std::vector<LabelArray> arrays = std::move(x.arrays);
   x.arrays.clear();
   std::stable_sort(arrays.begin(), arrays.end(), [](const LabelArray& a, const LabelArray& b) {
     return a.dims.size() > b.dims.size();
   });
   for (LabelArray& array : arrays) {
-    Dims overlap = array.dims;
-    TensorLabels parts = fixed_labels(x.shape);
-    for (const LabelArray& kept : x.arrays)
-      if (!intersection(kept.dims, array.dims).empty()) {
-        parts.arrays.push_back(kept);
-        Dims both;
-        std::set_union(overlap.begin(), overlap.end(), kept.dims.begin(), kept.dims.end(),
-                       std::back_inserter(both));
-        overlap = both;
-      }
-    if (parts.arrays.empty()) {
-      x.arrays.push_back(std::move(array));
-      continue;
+    bool is_part = false;
+    bool fits = true;
+    for (const LabelArray& kept : x.arrays) {
+      const Dims both = intersection(kept.dims, array.dims);
+      is_part |= both == array.dims;
+      if (!both.empty() && both != array.dims) fits &= agree(kept, array);
     }
-    if (parts.arrays.size() == 1 && parts.arrays.front().dims == overlap) continue;  // a part of it
-    parts.arrays.push_back(array);
-    std::erase_if(x.arrays, [&](const LabelArray& kept) {
-      return !intersection(kept.dims, overlap).empty();
-    });
-    x.arrays.push_back(join(parts, overlap, Cause::kInput));
+    if (is_part) continue;
+    x.arrays.push_back(std::move(array));
+    if (fits) continue;
+    Dims joint = x.arrays.back().dims;  // and all that hangs together with it
+    for (bool grows = true; grows;) {
+      grows = false;
+      for (const LabelArray& kept : x.arrays) {
+        Dims both;
+        std::set_union(joint.begin(), joint.end(), kept.dims.begin(), kept.dims.end(),
+                       std::back_inserter(both));
+        if (both == joint || intersection(joint, kept.dims).empty()) continue;
+        joint = std::move(both);
+        grows = true;
+      }
+    }
+    const LabelArray joined = join(x, joint, Cause::kInput);
+    std::erase_if(x.arrays,
+                  [&](const LabelArray& kept) { return !intersection(kept.dims, joint).empty(); });
+    x.arrays.push_back(joined);
   }
+}
+
+TensorLabels LabelAlgebra::disjoint(const TensorLabels& x) {
+  TensorLabels result = x;
+  result.arrays.clear();
+  std::vector<bool> done(x.shape.size(), false);
+  for (const LabelArray& first : x.arrays) {
+    if (done[first.dims.front()]) continue;
+    Dims joint = first.dims;
+    for (std::size_t before = 0; before != joint.size();) {
+      before = joint.size();
+      for (const LabelArray& other : x.arrays) {
+        if (intersection(joint, other.dims).empty()) continue;
+        Dims both;
+        std::set_union(joint.begin(), joint.end(), other.dims.begin(), other.dims.end(),
+                       std::back_inserter(both));
+        joint = std::move(both);
+      }
+    }
+    for (const std::int64_t d : joint) done[d] = true;
+    result.arrays.push_back(join(x, joint, Cause::kInput));
+  }
+  return result;
 }
 
 LabelArray LabelAlgebra::join(const TensorLabels& x, const Dims& dims, Cause cause) {
@@ -241,6 +288,8 @@ TensorLabels LabelAlgebra::reduce(const TensorLabels& x, const Dims& dims) {
       if (!contains(dims, d)) left.push_back(d);
     if (!left.empty()) result.arrays.push_back(store_.blocks_by(array, left));
   }
+  result.alone = x.alone;
+  tidy(result);
   return result;
 }
 
@@ -255,6 +304,7 @@ TensorLabels LabelAlgebra::take(const TensorLabels& x, const Dims& dims) const {
   TensorLabels result = fixed_labels(Dims(dims.size(), 1));
   result.from_parameters = x.from_parameters;
   result.is_static = x.is_static;
+  result.alone = x.alone;
   Dims now(x.rank(), -1);
   for (std::size_t i = 0; i < dims.size(); ++i) {
     now[dims[i]] = static_cast<std::int64_t>(i);
@@ -290,6 +340,7 @@ TensorLabels LabelAlgebra::fix(const TensorLabels& x, const Dims& dims, Cause ca
     array = store_.blocks_by(array, left);
   }
   for (const std::int64_t d : dims) result.neutral[d] = x.shape[d] == 1;
+  tidy(result);
   return result;
 }
 
@@ -306,9 +357,14 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     TensorLabels labels = fixed_labels(moved.sizes());
     labels.from_parameters = x.from_parameters;
     labels.is_static = x.is_static;
+    labels.alone = x.alone;
     if (!any_fixed) labels.neutral.assign(labels.shape.size(), true);
     results.push_back(std::move(labels));
   }
+  bool may_share = false;  // dimensions: only what came so goes on so
+  for (const LabelArray& a : x.arrays)
+    for (const LabelArray& b : x.arrays)
+      may_share |= &a != &b && !intersection(a.dims, b.dims).empty();
   const std::vector<TensorLabels> empty = results;
   std::vector<Label> alone;  // labels that leave their neighbours behind
   for (std::size_t a = 0; a < x.arrays.size(); ++a) {
@@ -323,12 +379,15 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     for (std::size_t i = 0; i < moved.size(); ++i) {
       LabelArray kept = essential(moved[i]);
       if (kept.dims.empty()) {
-        if (moved[i].numel() > 0 && !are_one(array.labels))
+        if (moved[i].numel() > 0 && !are_one(array.labels)) {
           alone.push_back(static_cast<Label>(moved[i].flatten()[0].item<double>()));
+          results[i].alone.push_back(alone.back());
+        }
         continue;
       }
       for (const LabelArray& other : results[i].arrays)
-        collides |= !intersection(other.dims, kept.dims).empty();
+        collides |=
+            !intersection(other.dims, kept.dims).empty() && !(may_share && agree(other, kept));
       results[i].arrays.push_back(std::move(kept));
     }
     if (!collides) continue;
@@ -340,6 +399,7 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     for (const LabelArray& part : labelled.arrays)
       dims.insert(dims.end(), part.dims.begin(), part.dims.end());
     std::sort(dims.begin(), dims.end());
+    dims.erase(std::unique(dims.begin(), dims.end()), dims.end());
     const LabelArray joint = join(labelled, dims, Cause::kInput);
     x.arrays.erase(x.arrays.begin(), x.arrays.begin() + static_cast<std::ptrdiff_t>(a) + 1);
     x.arrays.insert(x.arrays.begin(), joint);
@@ -352,7 +412,7 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
   for (const Label label : alone)
     if (label != 0)
       store_.distinguish({{0}, at::full({1}, label, at::kLong)}, {0}, {Cause::kPosition, node_});
-  for (TensorLabels& result : results) keep_disjoint(result);
+  for (TensorLabels& result : results) tidy(result);
   return results;
 }
 
@@ -387,6 +447,7 @@ TensorLabels LabelAlgebra::concatenate(const std::vector<TensorLabels>& parts, s
     result.from_parameters &= part.from_parameters || part.is_static;
     any_parameter |= part.from_parameters;
     result.is_static &= part.is_static;
+    result.alone.insert(result.alone.end(), part.alone.begin(), part.alone.end());
   }
   result.from_parameters &= any_parameter;
   for (std::int64_t d = 0; d < rank; ++d)
@@ -430,8 +491,9 @@ TensorLabels LabelAlgebra::concatenate(const std::vector<TensorLabels>& parts, s
   return result;
 }
 
-at::Tensor LabelAlgebra::grouped(const TensorLabels& x, std::int64_t dim, std::int64_t groups,
+at::Tensor LabelAlgebra::grouped(const TensorLabels& given, std::int64_t dim, std::int64_t groups,
                                  Cause cause) {
+  const TensorLabels x = disjoint(given);
   const std::int64_t size = x.shape[dim];
   const LabelArray* array = x.array_at(dim);
   if (array != nullptr && array->dims.size() == 1) return array->labels.reshape({groups, -1});

@@ -16,14 +16,18 @@ namespace weightsmith {
 /// (batch, tokens, pixels, inputs, classes).
 struct TensorLabels {
   std::vector<std::int64_t> shape;
-  std::vector<LabelArray> arrays;  ///< of disjoint dimensions
-  std::vector<bool> neutral;       ///< a dimension; true for size 1
-  bool from_parameters = false;    ///< computed from parameters alone
-  bool is_static = false;          ///< depends on neither inputs nor parameters
-  std::size_t produced_by = 0;     ///< index + 1 of the event that produced it (UnitFlow), or 0
+  /// Two arrays may share dimensions (k^T v of an attention head has units of k and units of v,
+  /// both by head) when they hold the same blocks along these; none has all dimensions of another.
+  std::vector<LabelArray> arrays;
+  std::vector<bool> neutral;     ///< a dimension; true for size 1
+  bool from_parameters = false;  ///< computed from parameters alone
+  bool is_static = false;        ///< depends on neither inputs nor parameters
+  std::size_t produced_by = 0;   ///< index + 1 of the event that produced it (UnitFlow), or 0
+  /// Labels that stand here without a dimension, since each was taken out of its own by itself.
+  std::vector<Label> alone;
 
   std::int64_t rank() const { return static_cast<std::int64_t>(shape.size()); }
-  /// The array that holds a dimension, or null.
+  /// The first array that holds a dimension, or null.
   const LabelArray* array_at(std::int64_t dim) const;
   bool is_fixed(std::int64_t dim) const { return array_at(dim) == nullptr && !neutral[dim]; }
 };
@@ -39,7 +43,10 @@ class LabelAlgebra {
   explicit LabelAlgebra(LabelStore& store) : store_(store) {}
 
   /// The node that distinctions are blamed on from now on.
-  void set_node(std::size_t node) { node_ = node; }
+  void set_node(std::size_t node) {
+    node_ = node;
+    store_.set_node(node);
+  }
 
   /// Elementwise operators, with broadcasting (shapes aligned at the right): labels that meet are
   /// one; a labelled dimension that meets a fixed one is distinguished by its position; labels of
@@ -89,7 +96,13 @@ class LabelAlgebra {
   /// One array over `dims` that stands for all of x's arrays inside them; fixed dimensions among
   /// them distinguish.
   LabelArray join(const TensorLabels& x, const std::vector<std::int64_t>& dims, Cause cause);
-  void keep_disjoint(TensorLabels& x);
+  /// Leaves out arrays that are parts of others, and joins those that share dimensions but do not
+  /// agree along them.
+  void tidy(TensorLabels& x);
+  /// Whether two arrays that share dimensions hold the same blocks along these.
+  bool agree(const LabelArray& a, const LabelArray& b);
+  /// With every dimension in one array at most.
+  TensorLabels disjoint(const TensorLabels& x);
   bool are_one(const at::Tensor& labels) const;
 
   LabelStore& store_;

@@ -230,6 +230,9 @@ void UnitFlow::finish(const c10::IValue& outputs) {
     std::vector<std::int64_t> all(labels.rank());
     std::iota(all.begin(), all.end(), 0);
     algebra_.distinguish(labels, all, Cause::kOutput);
+    for (const Label label : labels.alone)
+      if (label != 0)
+        store_.distinguish({{0}, at::full({1}, label, at::kLong)}, {0}, {Cause::kOutput, 0});
   }
 }
 

@@ -18,6 +18,7 @@ struct UnitPartition {
     std::int64_t blocks = 1;
     /// The group whose units are the blocks, or -1: then the blocks can be permuted too, freely.
     std::int64_t within = -1;
+    std::int64_t hidden = 0;  ///< hidden units among the labels of its units
   };
   std::vector<Group> groups;  ///< a group stands after the one it is within
 
@@ -29,12 +30,13 @@ struct UnitPartition {
   std::vector<std::pair<Label, Distinction>> rigid;
 };
 
-/// Partitions what `flow` saw. Blocks of equal content are one; nested blocks make a forest; of
-/// blocks that cross (heads, and what all heads share: rotary positions, one norm for all) the
-/// smaller ones are given up: their content may not leave them. Two labels (or blocks) can be
-/// exchanged when their marks are equal, the content of blocks included: colour refinement on a
-/// forest, which is exact there. More than two levels of blocks are reduced to two by pinning the
-/// outermost. Unites labels in `store`, which must be the flow's.
+/// Partitions what `flow` saw. Blocks of equal content are one; nested blocks make a forest. Of
+/// blocks that cross (a head's units, and a unit of all heads where one norm or rotary position
+/// serves them all) some are given up: they keep their place in the smallest block around them, and
+/// so does what they hold. That costs nothing where they are told apart anyhow. Two labels (or
+/// blocks) can be exchanged when their marks are equal, the content of blocks included: colour
+/// refinement on a forest, which is exact there. More than two levels of blocks are reduced to two
+/// by pinning the outermost. Unites labels in `store`, which must be the flow's.
 UnitPartition partition_units(const UnitFlow& flow, LabelStore& store);
 
 }  // namespace weightsmith

@@ -107,3 +107,131 @@ return torch.linear((y * y).sum([1]), self.b.weight) * x.sum()
     testing::check_proved(causal);
   }
 }
+
+namespace {
+
+/// Queries in four heads of four, keys and values in two.
+const Shapes kSharedHeads{
+    {"q.weight", {16, 6}}, {"k.weight", {8, 6}}, {"v.weight", {8, 6}}, {"out.weight", {6, 16}}};
+/// A head's units in two query heads that share it: {0,4,1,5,...}.
+const std::string kTwice = "{0,4,1,5,2,6,3,7,8,12,9,13,10,14,11,15}";
+
+}  // namespace
+
+TEST_CASE("query heads that share keys and values by broadcasting", "[operator_rules]") {
+  at::manual_seed(61);
+  // Pairs of query heads move with their key and value head; within a head, units of queries and
+  // keys, and units of values and outputs, move alike in all heads that share it.
+  const Wanted shared{32,
+                      0,
+                      {"q.blocks 2:", "q 8/2 in q.blocks: q.weight@0" + kTwice + " k.weight@0",
+                       "v 8/2 in q.blocks: v.weight@0 out.weight@1" + kTwice}};
+  SECTION("a dimension of size one") {
+    check(kSharedHeads,
+          R"(q = torch.linear(x, self.q.weight).view(3, 5, 2, 2, 4).permute(0, 2, 3, 1, 4)
+k = torch.linear(x, self.k.weight).view(3, 5, 2, 1, 4).permute(0, 2, 3, 1, 4)
+v = torch.linear(x, self.v.weight).view(3, 5, 2, 1, 4).permute(0, 2, 3, 1, 4)
+y = torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-2, -1)), -1), v)
+return torch.linear(y.permute(0, 3, 1, 2, 4).reshape(3, 5, 16), self.out.weight)
+)",
+          tokens(), shared);
+  }
+  SECTION("einsum") {
+    check(kSharedHeads, R"(q = torch.linear(x, self.q.weight).view(3, 5, 2, 2, 4)
+k = torch.linear(x, self.k.weight).view(3, 5, 2, 4)
+v = torch.linear(x, self.v.weight).view(3, 5, 2, 4)
+a = torch.softmax(torch.einsum("btgrd,bsgd->bgrts", [q, k]), -1)
+y = torch.einsum("bgrts,bsge->btgre", [a, v])
+return torch.linear(y.reshape(3, 5, 16), self.out.weight)
+)",
+          tokens(), shared);
+  }
+  SECTION("one key and value head for all") {
+    const auto net = check({{"q.weight", {16, 6}},
+                            {"k.weight", {4, 6}},
+                            {"v.weight", {4, 6}},
+                            {"out.weight", {6, 16}}},
+                           R"(q = torch.linear(x, self.q.weight).view(3, 5, 4, 4).transpose(1, 2)
+k = torch.linear(x, self.k.weight).unsqueeze(1)
+v = torch.linear(x, self.v.weight).unsqueeze(1)
+y = torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-2, -1)), -1), v).transpose(1, 2)
+return torch.linear(y.reshape(3, 5, 16), self.out.weight)
+)",
+                           tokens(),
+                           {24,
+                            0,
+                            {"q 4:" + gates("q.weight@0", 4, 4) + " k.weight@0",
+                             "v 4: v.weight@0" + gates("out.weight@1", 4, 4)}});
+    // The order of heads is what has to stay.
+    REQUIRE(net.derivation.rigid.size() == 1);
+    CHECK_THAT(net.derivation.rigid[0].reason, Catch::Contains("two sets of units that cross"));
+    CHECK_THAT(net.derivation.rigid[0].where, Catch::Contains("aten::matmul"));
+  }
+}
+
+TEST_CASE("linear attention: keys times values first", "[operator_rules]") {
+  at::manual_seed(62);
+  const Shapes own{
+      {"q.weight", {8, 6}}, {"k.weight", {8, 6}}, {"v.weight", {6, 6}}, {"out.weight", {6, 6}}};
+  const std::string features = R"(q = torch.elu(torch.linear(x, self.q.weight)) + 1
+k = torch.elu(torch.linear(x, self.k.weight)) + 1
+v = torch.linear(x, self.v.weight)
+)";
+  SECTION("heads, normalised") {
+    check(own, features + R"(q = q.view(3, 5, 2, 4).transpose(1, 2)
+k = k.view(3, 5, 2, 4).transpose(1, 2)
+v = v.view(3, 5, 2, 3).transpose(1, 2)
+z = torch.matmul(q, k.sum([2], True).transpose(-2, -1)) + 0.1
+y = torch.matmul(q, torch.matmul(k.transpose(-2, -1), v)) / z
+return torch.linear(y.transpose(1, 2).reshape(3, 5, 6), self.out.weight)
+)",
+          tokens(),
+          {14,
+           0,
+           {"q.blocks 2:", "q 8/2 in q.blocks: q.weight@0 k.weight@0",
+            "v 6/2 in q.blocks: v.weight@0 out.weight@1"}});
+  }
+  SECTION("the product of keys and values moved about") {
+    check(own, features + R"(q = q.view(3, 5, 2, 4).transpose(1, 2)
+k = k.view(3, 5, 2, 4).permute(0, 2, 3, 1).reshape(6, 4, 5)
+v = v.view(3, 5, 2, 3).transpose(1, 2).reshape(6, 5, 3)
+c = torch.bmm(k, v).view(3, 2, 4, 3).transpose(2, 3).contiguous()
+y = torch.matmul(c, q.transpose(-2, -1)).permute(0, 3, 1, 2)
+return torch.linear(y.reshape(3, 5, 6), self.out.weight)
+)",
+          tokens(),
+          {14,
+           0,
+           {"q.blocks 2:", "q 8/2 in q.blocks: q.weight@0 k.weight@0",
+            "v 6/2 in q.blocks: v.weight@0 out.weight@1"}});
+  }
+  SECTION("one head, by einsum") {
+    check(own, features + R"(c = torch.einsum("bsd,bse->bde", [k, v])
+return torch.linear(torch.einsum("btd,bde->bte", [q, c]), self.out.weight)
+)",
+          tokens(), {14, 0, {"q 8: q.weight@0 k.weight@0", "v 6: v.weight@0 out.weight@1"}});
+  }
+}
+
+TEST_CASE("one norm for all heads: heads move, and what stays has its reason", "[operator_rules]") {
+  at::manual_seed(63);
+  const auto net = check(
+      {{"q.weight", {16, 6}},
+       {"k.weight", {16, 6}},
+       {"v.weight", {16, 6}},
+       {"n.weight", {8}},
+       {"n.bias", {8}},
+       {"out.weight", {6, 16}}},
+      R"(q = torch.linear(x, self.q.weight).view(3, 5, 2, 8)
+q = torch.layer_norm(q, [8], self.n.weight, self.n.bias).transpose(1, 2)
+k = torch.linear(x, self.k.weight).view(3, 5, 2, 8)
+k = torch.layer_norm(k, [8], self.n.weight, self.n.bias).transpose(1, 2)
+v = torch.linear(x, self.v.weight).view(3, 5, 2, 8).transpose(1, 2)
+y = torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-2, -1)), -1), v).transpose(1, 2)
+return torch.linear(y.reshape(3, 5, 16), self.out.weight)
+)",
+      tokens(), {32, 0, {"q 2: q.weight@0 k.weight@0", "v 16/2 in q: v.weight@0 out.weight@1"}});
+  REQUIRE(net.derivation.rigid.size() == 1);
+  CHECK_THAT(net.derivation.rigid[0].reason, Catch::Contains("two sets of units that cross"));
+  CHECK_THAT(net.derivation.rigid[0].where, Catch::Contains("aten::layer_norm"));
+}

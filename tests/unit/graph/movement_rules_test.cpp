@@ -131,3 +131,65 @@ return torch.linear(torch.matmul(self.mix.weight, t).tanh(), self.b.weight) * x.
 )",
         vectors(), {0, 0, {"token 4: token@1 b.weight@1"}});
 }
+
+TEST_CASE("channels of a pixel shuffle move, however many pixels each makes", "[operator_rules]") {
+  at::manual_seed(51);
+  // 4 channels of 4 pixels, and 2 of 9: sets of a channel's pixels cross sets of a pixel's
+  // channels.
+  SECTION("as many pixels as channels") {
+    check({{"b.weight", {16, 3, 3, 3}}, {"b.bias", {16}}, {"d.weight", {5, 4, 1, 1}}},
+          R"(h = torch.conv2d(x, self.b.weight, self.b.bias, [1, 1], [1, 1])
+return torch.conv2d(torch.relu(torch.pixel_shuffle(h, 2)), self.d.weight)
+)",
+          images(), {16, 0, {"b 4: b.weight@0 b.bias@0 d.weight@1"}});
+  }
+  SECTION("more pixels than channels, between other layers") {
+    check({{"a.weight", {6, 3, 3, 3}},
+           {"b.weight", {18, 6, 1, 1}},
+           {"d.weight", {8, 2, 3, 3}},
+           {"e.weight", {3, 8, 1, 1}}},
+          R"(h = torch.relu(torch.conv2d(x, self.a.weight))
+h = torch.relu(torch.conv2d(torch.pixel_shuffle(torch.conv2d(h, self.b.weight), 3), self.d.weight))
+return torch.conv2d(h, self.e.weight)
+)",
+          images(),
+          {32,
+           0,
+           {"a 6: a.weight@0 b.weight@1", "b 2: b.weight@0 d.weight@1",
+            "d 8: d.weight@0 e.weight@1"}});
+  }
+  SECTION("pixels that are averaged stay all the same") {
+    check({{"b.weight", {16, 3, 1, 1}}, {"d.weight", {5, 4}}},
+          R"(h = torch.relu(torch.pixel_shuffle(torch.conv2d(x, self.b.weight), 2))
+return torch.linear(h.mean([2, 3]), self.d.weight)
+)",
+          images(), {16, 0, {"d 4: d.weight@1", "b 16/4 in d: b.weight@0"}});
+  }
+  SECTION("pixel unshuffle: a unit's pixels are inputs side by side") {
+    check({{"b.weight", {4, 3, 1, 1}}, {"d.weight", {6, 16, 1, 1}}, {"e.weight", {3, 6, 1, 1}}},
+          R"(h = torch.pixel_unshuffle(torch.conv2d(x, self.b.weight).relu(), 2)
+return torch.conv2d(torch.conv2d(h, self.d.weight).relu(), self.e.weight)
+)",
+          images(), {10, 0, {"b 4: b.weight@0 d.weight@1", "d 6: d.weight@0 e.weight@1"}});
+  }
+}
+
+TEST_CASE("sums over halves that meet are not one sum", "[operator_rules]") {
+  at::manual_seed(52);
+  // Five units, each the meeting of two sums of two: a unit of the one half is none of the other.
+  check_between(20, 5,
+                "s = torch.exp(h.view(3, 5, 2, 2).sum([3]))\ny = s[:, :, 0] + 2 * s[:, :, 1]\n",
+                {20,
+                 0,
+                 {"b 5: b.weight@1", "a[0:10] 10/5 in b: a.weight@0{0,1,4,5,8,9,12,13,16,17}",
+                  "a[2:12] 10/5 in b: a.weight@0{2,3,6,7,10,11,14,15,18,19}"}});
+  // The halves of one unit come from places that do not go with those of the next.
+  check_between(
+      20, 5,
+      "s = torch.exp(h.view(3, 5, 2, 2).sum([3]))\n"
+      "y = s[:, :, 0] + torch.flip(s[:, :, 1], [1])\n",
+      {20,
+       0,
+       {"b 5: b.weight@1{0,4,1,3,2}", "a[0:10] 10/5 in b: a.weight@0{0,1,16,17,4,5,12,13,8,9}",
+        "a[2:12] 10/5 in b: a.weight@0{18,19,2,3,14,15,6,7,10,11}"}});
+}
