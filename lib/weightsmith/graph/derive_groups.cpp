@@ -23,6 +23,8 @@ std::string reason_of(Cause cause) {
       return "meets values in a fixed order (inputs, tokens, positions, classes)";
     case Cause::kPosition:
       return "the operator treats neighbours along this axis differently";
+    case Cause::kAlone:
+      return "the operator takes it out of the others by itself";
     case Cause::kOrder:
       return "the result depends on the order along this axis";
     case Cause::kOverlap:

@@ -70,6 +70,53 @@ void ordered_along(OperatorCall& call) {
                                   Cause::kOrder));
 }
 
+/// The largest along `dim`, in order: which they are depends on all, where they stand on the order.
+void extreme_along(OperatorCall& call) {
+  const at::Tensor& x = call.all_tensors().front();
+  const std::int64_t dim = OperatorCall::wrap(call.integer("dim", -1), x.dim());
+  TensorLabels y = call.algebra().fix(call.labels(x), {dim}, Cause::kOrder);
+  if (y.rank() == call.results().front().dim()) {
+    y.shape = call.results().front().sizes().vec();
+    if (y.rank() > 0) y.neutral[dim] = y.shape[dim] == 1;
+    return call.set_all(y);
+  }
+  call.set_all(call.algebra().reduce_away(y, {dim}));
+}
+
+/// Frequencies take every element of the dimensions transformed at its place.
+void spectrum(OperatorCall& call) {
+  const at::Tensor x = call.tensor("self");
+  const bool is_plane = call.name().ends_with("2");
+  Dims dims = call.integers("dim");
+  if (dims.empty()) dims = is_plane ? Dims{-2, -1} : call.integers("s");
+  if (call.integers("dim").empty() && !is_plane) {
+    // The last ones that sizes are given for, else all.
+    const auto count = dims.empty() ? x.dim() : static_cast<std::int64_t>(dims.size());
+    dims.clear();
+    for (std::int64_t d = x.dim() - count; d < x.dim(); ++d) dims.push_back(d);
+  }
+  dims = OperatorCall::wrap(dims, x.dim());
+  TensorLabels y = call.algebra().fix(call.labels(x), dims, Cause::kPosition);
+  y.shape = call.results().front().sizes().vec();
+  for (const std::int64_t d : dims) y.neutral[d] = y.shape[d] == 1;
+  call.set(0, y);
+}
+
+/// (…) complex → (…, 2): parts that stand side by side.
+void parts_of_complex(OperatorCall& call) {
+  TensorLabels y = call.labels("self");
+  y.shape.push_back(2);
+  y.neutral.push_back(false);
+  call.set(0, y);
+}
+
+/// (…, 2) → (…) complex
+void complex_of_parts(OperatorCall& call) {
+  const TensorLabels x = call.labels("self");
+  const std::int64_t last = x.rank() - 1;
+  call.set(0, call.algebra().take(call.algebra().fix(x, {last}, Cause::kPosition), all_dims(last)));
+}
+
 void glu(OperatorCall& call) {
   const at::Tensor x = call.tensor("self");
   const std::int64_t dim = OperatorCall::wrap(call.integer("dim", -1), x.dim());
@@ -117,15 +164,16 @@ void add_elementwise_rules(RuleTable& table) {
        "relu", "relu6", "round", "rrelu", "rsqrt", "selu", "sigmoid", "sign", "sgn", "silu", "sin",
        "sinc", "sinh", "softplus", "softshrink", "special_erf", "special_expit", "sqrt", "square",
        "tan", "tanh", "tanhshrink", "threshold", "trunc", "zero", "alias", "data", "requires_grad",
-       "_to_copy", "fill", "polygamma",
+       "_to_copy", "fill", "polygamma", "real", "imag", "conj", "_conj", "conj_physical",
+       "resolve_conj", "resolve_neg", "angle",
        // of several
-       "add", "addcdiv", "addcmul", "atan2", "bitwise_and", "bitwise_or", "bitwise_xor", "clamp",
-       "clamp_max", "clamp_min", "clip", "copy", "div", "divide", "eq", "floor_divide", "fmax",
-       "fmin", "fmod", "ge", "greater", "greater_equal", "gt", "heaviside", "hypot", "le", "lerp",
-       "less", "less_equal", "logaddexp", "logaddexp2", "logical_and", "logical_or", "logical_xor",
-       "lt", "masked_fill", "maximum", "minimum", "mul", "multiply", "ne", "not_equal", "pow",
-       "remainder", "rsub", "sub", "subtract", "true_divide", "where", "xlogy", "__and__", "__or__",
-       "__xor__", "__iand__", "__ior__"},
+       "add", "addcdiv", "addcmul", "atan2", "complex", "polar", "bitwise_and", "bitwise_or",
+       "bitwise_xor", "clamp", "clamp_max", "clamp_min", "clip", "copy", "div", "divide", "eq",
+       "floor_divide", "fmax", "fmin", "fmod", "ge", "greater", "greater_equal", "gt", "heaviside",
+       "hypot", "le", "lerp", "less", "less_equal", "logaddexp", "logaddexp2", "logical_and",
+       "logical_or", "logical_xor", "lt", "masked_fill", "maximum", "minimum", "mul", "multiply",
+       "ne", "not_equal", "pow", "remainder", "rsub", "sub", "subtract", "true_divide", "where",
+       "xlogy", "__and__", "__or__", "__xor__", "__iand__", "__ior__"},
       elementwise);
   add_rules(table, {"to", "type_as"}, like_first);
   add_rules(table,
@@ -154,6 +202,14 @@ void add_elementwise_rules(RuleTable& table) {
              "aminmax"},
             reduction);
   add_rules(table, {"argmax", "argmin"}, place_of_extreme);
+  add_rules(table, {"topk", "kthvalue", "mode"}, extreme_along);
+  add_rules(table,
+            {"fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft", "fft_fft2",
+             "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn",
+             "fft_irfftn", "fft_fftshift", "fft_ifftshift"},
+            spectrum);
+  table["view_as_real"] = parts_of_complex;
+  table["view_as_complex"] = complex_of_parts;
   add_rules(table, {"softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax"},
             normalised_along);
   add_rules(table, {"cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort", "argsort"},

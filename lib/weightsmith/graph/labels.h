@@ -27,6 +27,7 @@ enum class Cause {
   kOutput,    ///< it is an output of the network
   kInput,     ///< it meets an input of the network or its position: pixels, tokens, classes
   kPosition,  ///< the operator treats neighbours along the axis differently (pooling, cumulation)
+  kAlone,     ///< the operator takes it out of the others by itself (select, unbind)
   kOrder,     ///< what is computed depends on the order along the axis (argmax, data-driven index)
   kOverlap,   ///< it belongs to two sets of units that cross and that must both stay together
   kOperator,  ///< no rule is known for the operator

@@ -70,6 +70,29 @@ void added_product(OperatorCall& call) {
   call.set(0, call.algebra().meet(call.labels(tensors.at(0)), y));
 }
 
+/// x1 (…, P, M), x2 (…, R, M) → (…, P, R): distances are sums over M.
+void cdist(OperatorCall& call) {
+  const at::Tensor a = call.tensor("x1");
+  const at::Tensor b = call.tensor("x2");
+  const std::int64_t batch = std::max(a.dim(), b.dim()) - 2;
+  const auto letters = [&](const at::Tensor& t, std::int64_t row) {
+    Dims own = range(batch - (t.dim() - 2), batch);
+    own.insert(own.end(), {row, batch + 2});
+    return own;
+  };
+  Dims out = range(0, batch);
+  out.insert(out.end(), {batch, batch + 1});
+  call.set(0, call.contract(a, letters(a, batch), b, letters(b, batch + 1), batch + 3, out));
+}
+
+/// x1, x2 (…, M) → (…), or (…, 1)
+void pairwise_distance(OperatorCall& call) {
+  const TensorLabels met = call.algebra().meet(call.labels("x1"), call.labels("x2"));
+  const Dims last{met.rank() - 1};
+  call.set(0, call.flag("keepdim", false) ? call.algebra().reduce(met, last)
+                                          : call.algebra().reduce_away(met, last));
+}
+
 void addbmm(OperatorCall& call) {
   const auto& tensors = call.all_tensors();
   const TensorLabels y =
@@ -384,6 +407,16 @@ OperatorRule over_space(std::int64_t count) {
   };
 }
 
+/// (B, C, …), put where `indices` says of the same channel.
+void max_unpool(OperatorCall& call) {
+  const TensorLabels met = call.algebra().meet(call.labels("self"), call.labels("indices"));
+  const std::int64_t space = call.name().ends_with("3d") ? 3 : 2;
+  TensorLabels y = call.algebra().fix(met, range(met.rank() - space, met.rank()), Cause::kPosition);
+  y.shape = call.results()[0].sizes().vec();
+  for (std::int64_t d = y.rank() - space; d < y.rank(); ++d) y.neutral[d] = y.shape[d] == 1;
+  call.set(0, y);
+}
+
 /// input (B, C, …) sampled at positions that `grid` gives.
 void grid_sampler(OperatorCall& call) {
   const TensorLabels grid = call.labels("grid");
@@ -393,6 +426,12 @@ void grid_sampler(OperatorCall& call) {
   y.shape = call.results()[0].sizes().vec();
   for (std::int64_t d = 2; d < y.rank(); ++d) y.neutral[d] = y.shape[d] == 1;
   call.set(0, y);
+}
+
+/// Matrices of transformations: what each element is for depends on its place.
+void affine_grid(OperatorCall& call) {
+  const TensorLabels theta = call.labels("theta");
+  call.algebra().distinguish(theta, range(0, theta.rank()), Cause::kPosition);
 }
 
 void embedding(OperatorCall& call) {
@@ -409,6 +448,8 @@ void add_layer_rules(RuleTable& table) {
   add_rules(table, {"matmul", "mm", "bmm", "mv", "dot", "linalg_matmul"}, product);
   add_rules(table, {"addmm", "baddbmm", "addmv"}, added_product);
   table["addbmm"] = addbmm;
+  add_rules(table, {"cdist", "_cdist_forward"}, cdist);
+  table["pairwise_distance"] = pairwise_distance;
   add_rules(table, {"outer", "ger"}, outer);
   table["einsum"] = einsum;
   table["bilinear"] = bilinear;
@@ -432,6 +473,7 @@ void add_layer_rules(RuleTable& table) {
       table[name + suffix] = over_space(n);
     table["max_pool" + suffix + "_with_indices"] = over_space(n);
   }
+  add_rules(table, {"max_unpool2d", "max_unpool3d"}, max_unpool);
   table["upsample_linear1d"] = over_space(1);
   table["upsample_trilinear3d"] = over_space(3);
   add_rules(table,
@@ -439,6 +481,7 @@ void add_layer_rules(RuleTable& table) {
              "_upsample_bicubic2d_aa"},
             over_space(2));
   add_rules(table, {"grid_sampler", "grid_sampler_2d", "grid_sampler_3d"}, grid_sampler);
+  table["affine_grid_generator"] = affine_grid;
   table["embedding"] = embedding;
 }
 

@@ -155,6 +155,39 @@ void gather(OperatorCall& call) {
   call.set(0, call.algebra().meet(labels, call.labels("index")));
 }
 
+/// Elements of `source` are added or written along `dim` where an index says; the other dimensions
+/// meet.
+void scattering(OperatorCall& call) {
+  LabelAlgebra& algebra = call.algebra();
+  const TensorLabels self = call.labels("self");
+  const std::int64_t dim = OperatorCall::wrap(call.integer("dim"), self.rank());
+  TensorLabels y = algebra.fix(self, {dim}, Cause::kOrder);
+  for (const char* argument : {"index", "source", "src"}) {
+    if (!call.has(argument) || !call.value(argument).isTensor()) continue;
+    const TensorLabels given = call.labels(argument);
+    if (given.rank() != y.rank()) {  // one index a slice, or one value for all
+      Dims all(given.rank());
+      std::iota(all.begin(), all.end(), 0);
+      algebra.distinguish(given, all, Cause::kOrder);
+      continue;
+    }
+    TensorLabels fixed = algebra.fix(given, {dim}, Cause::kOrder);
+    bool fits = true;
+    for (std::int64_t d = 0; d < y.rank(); ++d) fits &= d == dim || fixed.shape[d] == y.shape[d];
+    if (!fits) {  // only the first elements of the other dimensions are written
+      Dims all(y.rank());
+      std::iota(all.begin(), all.end(), 0);
+      algebra.distinguish(given, all, Cause::kOrder);
+      y = algebra.fix(y, all, Cause::kOrder);
+      continue;
+    }
+    fixed.shape[dim] = y.shape[dim];
+    fixed.neutral[dim] = y.neutral[dim];
+    y = algebra.meet(y, fixed);
+  }
+  call.set(0, y);
+}
+
 void broadcast_tensors(OperatorCall& call) {
   for (std::size_t i = 0; i < call.results().size(); ++i) {
     const Dims shape = call.results()[i].sizes().vec();
@@ -243,6 +276,10 @@ void add_movement_rules(RuleTable& table) {
   table["index"] = index;
   add_rules(table, {"index_put", "_index_put_impl"}, index_put);
   add_rules(table, {"gather", "take_along_dim"}, gather);
+  add_rules(table,
+            {"scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_fill",
+             "index_reduce"},
+            scattering);
   table["broadcast_tensors"] = broadcast_tensors;
   table["col2im"] = fold;
 }

@@ -411,7 +411,7 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
   // from those that were not.
   for (const Label label : alone)
     if (label != 0)
-      store_.distinguish({{0}, at::full({1}, label, at::kLong)}, {0}, {Cause::kPosition, node_});
+      store_.distinguish({{0}, at::full({1}, label, at::kLong)}, {0}, {Cause::kAlone, node_});
   for (TensorLabels& result : results) tidy(result);
   return results;
 }

@@ -178,7 +178,8 @@ void UnitFlow::consume(const TensorLabels& operand, const std::vector<std::int64
 void UnitFlow::after(std::size_t number, const std::vector<c10::IValue>& inputs,
                      const std::vector<c10::IValue>& outputs) {
   const torch::jit::Node* node = graph_.nodes()[number];
-  if (!node->kind().is_aten()) return;
+  // Lists, tuples and attributes hand on what is known; operators of other libraries compute.
+  if (node->kind().is_prim()) return;
   const std::vector<at::Tensor> results = tensors_in(outputs);
   if (results.empty()) return;
   const std::vector<at::Tensor> given = tensors_in(inputs);

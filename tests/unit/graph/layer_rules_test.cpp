@@ -235,3 +235,53 @@ return torch.linear(h, self.e.weight)
          {"e 8: e.weight@1 position@1 a.weight@1 b.weight@0", "a 12: a.weight@0 b.weight@1"}});
   }
 }
+
+TEST_CASE("distances and sampling", "[operator_rules]") {
+  at::manual_seed(54);
+  SECTION("distances to learned points") {
+    check_between(8, 6, "y = torch.cdist(h, self.points)\n",
+                  {14, 0, {"a 8: a.weight@0 points@1", "points 6: points@0 b.weight@1"}},
+                  {{"points", {6, 8}}});
+  }
+  SECTION("distances of pairs") {
+    check_between(8, 1,
+                  "y = torch.pairwise_distance(h, torch.relu(torch.linear(x, self.c)), 2., 1e-6, "
+                  "True)\n",
+                  {8, 0, {"a 8: a.weight@0 c@0"}}, {{"c", {8, 5}}});
+  }
+  SECTION("a spatial transformer: positions from a matrix, channels free") {
+    check({{"a.weight", {4, 3, 3, 3}},
+           {"t.weight", {5, 4}},
+           {"m.weight", {6, 5}},
+           {"b.weight", {2, 4, 1, 1}}},
+          R"(h = torch.relu(torch.conv2d(x, self.a.weight, None, [1, 1], [1, 1]))
+t = torch.relu(torch.linear(h.mean([2, 3]), self.t.weight))
+m = torch.linear(t, self.m.weight).view(3, 2, 3)
+h = torch.grid_sampler(h, torch.affine_grid_generator(m, [3, 4, 4, 4], False), 0, 0, False)
+return torch.conv2d(h, self.b.weight)
+)",
+          images(),
+          {9, 6, {"a 4: a.weight@0 t.weight@1 b.weight@1", "t 5: t.weight@0 m.weight@1"}});
+  }
+  SECTION("pairs of units as complex numbers, turned by a position") {
+    check({{"q.weight", {8, 6}}, {"k.weight", {8, 6}}, {"b.weight", {3, 5}}},
+          R"(q = torch.view_as_complex(torch.linear(x, self.q.weight).view(3, 5, 4, 2))
+k = torch.view_as_complex(torch.linear(x, self.k.weight).view(3, 5, 4, 2))
+turn = torch.polar(torch.ones([5, 1], dtype=x.dtype), torch.arange(5, dtype=x.dtype).unsqueeze(1))
+q = torch.view_as_real(q * turn).flatten(2)
+k = torch.view_as_real(k * turn).flatten(2)
+return torch.linear(torch.matmul(q, k.transpose(1, 2)), self.b.weight)
+)",
+          tokens(), {16, 0, {"q 4: q.weight@0 k.weight@0"}});
+  }
+}
+
+TEST_CASE("unpooling ties what is put to where it was found", "[operator_rules]") {
+  at::manual_seed(55);
+  check({{"a.weight", {4, 3, 1, 1}}, {"c.weight", {4, 4, 1, 1}}, {"d.weight", {2, 4, 1, 1}}},
+        R"(h, i = torch.max_pool2d_with_indices(torch.conv2d(x, self.a.weight), [2, 2])
+h = torch.max_unpool2d(torch.conv2d(h, self.c.weight), i, [4, 4])
+return torch.conv2d(h, self.d.weight)
+)",
+        images(), {4, 0, {"a 4: a.weight@0 c.weight@0 c.weight@1 d.weight@1"}});
+}

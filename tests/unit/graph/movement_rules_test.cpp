@@ -193,3 +193,31 @@ TEST_CASE("sums over halves that meet are not one sum", "[operator_rules]") {
        {"b 5: b.weight@1{0,4,1,3,2}", "a[0:10] 10/5 in b: a.weight@0{0,1,16,17,4,5,12,13,8,9}",
         "a[2:12] 10/5 in b: a.weight@0{18,19,2,3,14,15,6,7,10,11}"}});
 }
+
+TEST_CASE("what is picked or gathered along tokens leaves the units free", "[operator_rules]") {
+  at::manual_seed(53);
+  const Shapes shapes{{"a.weight", {8, 6}}, {"b.weight", {3, 8}}};
+  const Wanted free{8, 0, {"a 8: a.weight@0 b.weight@1"}};
+  const auto around = [&](const std::string& statements) {
+    check(shapes,
+          "h = torch.tanh(torch.linear(x, self.a.weight))\n" + statements +
+              "return torch.linear(y, self.b.weight)\n",
+          tokens(), free);
+  };
+  SECTION("index_select with an index that is computed") {
+    around("y = torch.index_select(h, 1, torch.argsort(x[0, :, 0]))\n");
+  }
+  SECTION("index_add") {
+    around("y = torch.zeros_like(h).index_add(1, torch.argsort(x[0, :, 0]) // 2, h)\n");
+  }
+  SECTION("scatter_add") {
+    around(
+        "i = torch.argsort(x[:, :, 0], 1).unsqueeze(2).expand(3, 5, 8) // 2\n"
+        "y = torch.zeros_like(h).scatter_add(1, i, h)\n");
+  }
+  SECTION("topk") { around("y = torch.topk(h, 2, 1)[0]\n"); }
+  SECTION("frequencies of tokens") {
+    around("y = torch.view_as_real(torch.fft_rfft(h, None, 1)).mean([3])\n");
+    around("y = torch.fft_irfft(torch.fft_rfft(h, None, 1) * 2.0, 5, 1)\n");
+  }
+}

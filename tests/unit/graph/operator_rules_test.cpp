@@ -28,13 +28,26 @@ TEST_CASE("what depends on the order of units is pinned, with the reason and the
            "aten::max_pool1d");
   }
   SECTION("no rule") {
-    pinned("y = torch.fft_fft(h).abs()\n", "no rule for this operator", "aten::fft_fft");
+    pinned("y = torch.fmod(torch.pinverse(h), 2.).t()\n", "no rule for this operator",
+           "aten::pinverse");
   }
   SECTION("argmax beside another use") {
     pinned("y = h + torch.argmax(h, 1, True)\n", "depends on the order", "aten::argmax");
   }
   SECTION("an index that depends on the data") {
     pinned("y = h[:, torch.argsort(h[0])]\n", "depends on the order", "aten::");
+    pinned("y = torch.index_select(h, 1, torch.argsort(torch.cat([x, x], 1)[0, :8]))\n",
+           "depends on the order", "aten::index_select");
+  }
+  SECTION("topk") { pinned("y = torch.topk(h, 8, 1)[0]\n", "depends on the order", "aten::topk"); }
+  SECTION("frequencies of units") {
+    pinned("y = torch.fft_fft(h).abs()\n", "neighbours", "aten::fft_fft");
+  }
+  SECTION("units added where an index says") {
+    pinned("y = torch.zeros_like(h).index_add(1, torch.arange(8), h)\n", "depends on the order",
+           "aten::index_add");
+    pinned("y = torch.zeros_like(h).scatter_add(1, torch.arange(8).expand(3, 8), h)\n",
+           "depends on the order", "aten::scatter_add");
   }
 }
 
@@ -92,7 +105,7 @@ TEST_CASE("rules go by an operator's plain name", "[operator_rules]") {
   CHECK(operator_rule("conv2d") != nullptr);
   CHECK(operator_rule("add") != nullptr);
   CHECK(operator_rule("add_") == nullptr);
-  CHECK(operator_rule("fft_fft") == nullptr);
+  CHECK(operator_rule("pinverse") == nullptr);
   const std::vector<std::string> known = known_operators();
   CHECK(std::find(known.begin(), known.end(), "layer_norm") != known.end());
 }

@@ -188,6 +188,29 @@ class RandomNetwork {
     line("h = l + " + activation("r"));
   }
 
+  /// One unit taken out of the others, as a gate for all of them or as a unit beside them.
+  void single() {
+    const std::int64_t dim = channel_dim() + (is_image() ? 0 : is_tokens() ? 3 : 2);
+    const std::int64_t at = static_cast<std::int64_t>(rng_.below(channels_));
+    switch (rng_.below(3)) {
+      case 0:
+        line(fmt::format("o = h.select({}, {}).unsqueeze({})", dim, at, dim));
+        break;
+      case 1:
+        line(fmt::format("o = h.unbind({})[{}].unsqueeze({})", dim, at, dim));
+        break;
+      default:
+        line(fmt::format("o = h.narrow({}, {}, 1)", dim, at));
+    }
+    if (chance()) {
+      line("h = h * torch.sigmoid(o)");
+    } else {
+      line(fmt::format("h = torch.cat([h, {}], {})", activation("o"), dim));
+      ++channels_;
+    }
+    widen();
+  }
+
   bool common_step(std::uint64_t choice) {
     switch (choice) {
       case 0:
@@ -209,23 +232,42 @@ class RandomNetwork {
         line("h = " + norm("h", channels_));
         line("h = " + activation("h"));
         return true;
+      case 6:
+        single();
+        return true;
       default:
         return false;
     }
   }
 
   void image_step() {
-    const std::uint64_t choice = rng_.below(13);
+    const std::uint64_t choice = rng_.below(16);
     if (common_step(choice)) return;
     switch (choice) {
-      case 6: {
+      case 13:
+        if (channels_ % 4 != 0) break;
+        line("h = torch.pixel_shuffle(h, 2)");
+        channels_ /= 4;
+        size_ *= 2;
+        line("h = torch.avg_pool2d(h, [2, 2])");
+        size_ /= 2;
+        widen();
+        break;
+      case 14:
+        if (size_ % 2 != 0) break;
+        line("h = torch.pixel_unshuffle(h, 2)");
+        channels_ *= 4;
+        size_ /= 2;
+        widen();
+        break;
+      case 7: {
         const std::int64_t groups = channels_ % 4 == 0 && chance() ? 4 : 1;
         const std::int64_t out = width();
         line("h = " + activation(conv("h", channels_, out, 3, groups)));
         channels_ = out;
         break;
       }
-      case 7: {
+      case 8: {
         const std::int64_t multiplier = chance() ? 1 : 2;
         line("h = " + conv("h", channels_, channels_ * multiplier, 3, channels_));
         channels_ *= multiplier;
@@ -233,23 +275,23 @@ class RandomNetwork {
         widen();
         break;
       }
-      case 8:
+      case 9:
         line(fmt::format(
             "s = torch.sigmoid({})",
             conv(activation(conv("h.mean([2, 3], True)", channels_, 4, 1)), 4, channels_, 1)));
         line("h = h * s");
         break;
-      case 9:
+      case 10:
         if (channels_ % 2 != 0) break;
         line(fmt::format("h = h.view({}, 2, {}, {}, {}).transpose(1, 2).reshape({}, {}, {}, {})",
                          kBatch, channels_ / 2, size_, size_, kBatch, channels_, size_, size_));
         break;
-      case 10:
+      case 11:
         line(chance() ? "h = torch.max_pool2d(h, [2, 2], [1, 1])"
                       : "h = torch.avg_pool2d(h, [2, 2], [1, 1])");
         if (--size_ < 2) leave_image();
         break;
-      case 11: {
+      case 12: {
         const std::int64_t out = width();
         line(fmt::format("h = torch.conv_transpose2d(h, {}, None, [2, 2])",
                          parameter({channels_, out, 2, 2})));
@@ -300,21 +342,62 @@ class RandomNetwork {
     line("h = h + " + linear("y", inner, channels_, chance()));
   }
 
+  /// Two heads of queries for each of two heads of keys and values.
+  void shared_heads() {
+    const std::int64_t d = chance() ? 3 : 4;
+    const bool has_groups = chance();  // else one head of keys and values
+    const std::int64_t groups = has_groups ? 2 : 1;
+    for (const char* name : {"q", "k", "v"}) {
+      const std::int64_t shared = *name == 'q' ? 2 : 1;
+      line(fmt::format("{} = {}.view({}, {}, {}, {}, {}).permute(0, 2, 3, 1, 4)", name,
+                       linear("h", channels_, groups * shared * d, chance()), kBatch, tokens_,
+                       groups, shared, d));
+    }
+    line("y = torch.matmul(torch.softmax(torch.matmul(q, k.transpose(-2, -1)), -1), v)");
+    line(fmt::format("y = y.permute(0, 3, 1, 2, 4).reshape({}, {}, {})", kBatch, tokens_,
+                     groups * 2 * d));
+    line("h = h + " + linear("y", groups * 2 * d, channels_, chance()));
+  }
+
+  void linear_attention() {
+    constexpr std::int64_t kHeads = 2;
+    const std::int64_t d = chance() ? 3 : 4;
+    const std::int64_t e = chance() ? 3 : 5;
+    for (const char* name : {"q", "k", "v"}) {
+      const std::int64_t units = *name == 'v' ? e : d;
+      line(fmt::format("{} = {}.view({}, {}, {}, {}).transpose(1, 2)", name,
+                       linear("h", channels_, kHeads * units, chance()), kBatch, tokens_, kHeads,
+                       units));
+    }
+    line("k = torch.softmax(k, 2)");
+    line("c = torch.matmul(k.transpose(-2, -1), v)");
+    if (chance()) line("c = torch.tanh(c) * " + parameter({kHeads, 1, 1}));
+    line(fmt::format("y = torch.matmul(torch.softmax(q, 3), c).transpose(1, 2).reshape({}, {}, {})",
+                     kBatch, tokens_, kHeads * e));
+    line("h = h + " + linear("y", kHeads * e, channels_, chance()));
+  }
+
   void token_step() {
-    const std::uint64_t choice = rng_.below(11);
+    const std::uint64_t choice = rng_.below(14);
     if (common_step(choice)) return;
     switch (choice) {
-      case 6:
       case 7:
+      case 8:
         attention();
         break;
-      case 8: {  // a hidden layer along the tokens
+      case 11:
+        shared_heads();
+        break;
+      case 12:
+        linear_attention();
+        break;
+      case 9: {  // a hidden layer along the tokens
         const std::int64_t hidden = width();
         line("m = " + activation(linear("h.transpose(1, 2)", tokens_, hidden, true)));
         line("h = h + " + linear("m", hidden, tokens_, true) + ".transpose(1, 2)");
         break;
       }
-      case 9:
+      case 10:
         line("h = h + " + parameter({tokens_, channels_}));
         break;
       default:
@@ -337,17 +420,17 @@ class RandomNetwork {
   }
 
   void vector_step() {
-    const std::uint64_t choice = rng_.below(9);
+    const std::uint64_t choice = rng_.below(10);
     if (common_step(choice)) return;
     switch (choice) {
-      case 6: {  // maxout
+      case 7: {  // maxout
         const std::int64_t out = width();
         line(fmt::format("h = {}.view({}, {}, 2).amax([2])", linear("h", channels_, 2 * out, true),
                          kBatch, out));
         channels_ = out;
         break;
       }
-      case 7:
+      case 8:
         line("h = torch.prelu(h, " + parameter({channels_}) + ")");
         break;
       default: {  // a matrix from a vector, read row by row
@@ -372,7 +455,7 @@ class RandomNetwork {
 }  // namespace
 
 TEST_CASE("random graphs are derived and proved", "[random_graphs]") {
-  constexpr std::uint64_t kGraphs = 80;
+  constexpr std::uint64_t kGraphs = 100;
   std::int64_t free = 0;
   std::int64_t pinned = 0;
   for (std::uint64_t seed = 0; seed < kGraphs; ++seed) {
