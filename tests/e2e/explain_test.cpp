@@ -164,6 +164,7 @@ TEST_CASE("a group that changes the outputs is named, pinned in what is written,
   CHECK(result.exit_code == 5);
   CHECK_THAT(result.err, Catch::Contains("permuting changes the outputs"));
   CHECK_THAT(result.err, Catch::Contains("fc1"));
+  CHECK_THAT(result.err, Catch::Contains("right.json holds the groups without these"));
   const json printed = json::parse(result.out, nullptr, /*allow_exceptions=*/false);
   REQUIRE(printed.is_object());
   CHECK(printed["proof"]["failed"] == json::array({"fc1"}));
@@ -172,9 +173,47 @@ TEST_CASE("a group that changes the outputs is named, pinned in what is written,
   REQUIRE(printed["pinned"].size() == 1);
   CHECK(printed["pinned"][0]["where"] == "fc1");
   CHECK(printed["pinned"][0]["units"] == 8);
+  CHECK(printed["units"]["free"] == 8);
+  CHECK(printed["units"]["pinned"] == 8);
   // What is left holds.
   CHECK(read_json(out) == printed);
   CHECK(explain(model, {"--groups", out})["proof"]["failed"] == json::array());
+  // Whoever writes nothing is told how to.
+  CHECK_THAT(mudsc_merge(arguments_for(model, {"--groups", file})).err,
+             Catch::Contains("--out FILE"));
+}
+
+TEST_CASE("a group that fails counts the hidden units that it moved, and its blocks' contents") {
+  // The scale is read as a whole, so its order matters, and the groups do not say so.
+  const TemporaryFolder folder;
+  const fs::path path = folder / "shuffle.pt";
+  make_network({{"a.weight", {8, 1, 1, 1}}, {"b.weight", {3, 2, 1, 1}}},
+               "h = torch.pixel_shuffle(torch.conv2d(x, self.a.weight), 2)\n"
+               "return torch.conv2d(torch.relu(h), self.b.weight)\n")
+      .save(path.string());
+  json groups = explain(path);
+  CHECK(groups["units"] == json{{"free", 8}, {"pinned", 0}, {"outputs", 3}});
+  groups["groups"][0]["members"].erase(1);
+  const ProgramResult result = mudsc_merge(
+      arguments_for(path, {"--groups", write_config(folder / "wrong.json", groups), "--json"}));
+  CHECK(result.exit_code == 5);
+  const json printed = json::parse(result.out, nullptr, /*allow_exceptions=*/false);
+  REQUIRE(printed.is_object());
+  CHECK(printed["groups"] == json::array());
+  CHECK(printed["units"]["free"] == 0);
+}
+
+TEST_CASE("explain says of a network without groups that there is nothing to permute") {
+  const TemporaryFolder folder;
+  const fs::path path = folder / "linear.pt";
+  make_network({{"a.weight", {3, 8}}}, "return torch.linear(x.flatten(2)[:, 0, :8], self.a.weight)")
+      .save(path.string());
+  const ProgramResult result = mudsc_merge({"explain", path.string(), "--input", kInput});
+  const json summary = summary_of(result);
+  CHECK(summary["groups"] == 0);
+  CHECK(summary["units"] == json{{"free", 0}, {"pinned", 0}, {"outputs", 3}});
+  CHECK_THAT(result.err, Catch::Contains("nothing to permute"));
+  CHECK_THAT(result.err, !Catch::Contains("inf"));
 }
 
 TEST_CASE("a merge with a wrong group file ends with 5 before it writes anything") {

@@ -1,6 +1,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <set>
 
@@ -20,7 +21,8 @@ using nlohmann::json;
 struct ExplainFlags {
   std::string model;
   std::vector<std::string> inputs;
-  std::string groups;  // a file, instead of the graph
+  std::vector<std::string> others;  // that it will be merged with
+  std::string groups;               // a file, instead of the graph
   std::string out;
   std::string permuted;
   bool json = false;
@@ -66,10 +68,13 @@ std::string readable(const GroupDerivation& d, const GroupProof& proof) {
   for (const UnitRemark& r : d.rigid)
     text += fmt::format("  {} move only with their block: {}{}{}\n", r.units, r.reason,
                         r.where.empty() ? "" : ", at ", r.where);
-  text += fmt::format(
-      "proof ({}): permutations change the outputs by {:.2g}, leaving out one axis "
-      "by {:.2g}\n",
-      proof.precision, proof.max_relative_change, proof.negative_control);
+  if (d.groups.groups.empty()) return text + "proof: there is nothing to permute\n";
+  text += fmt::format("proof ({}): permutations change the outputs by {:.2g}, {}\n",
+                      proof.precision, proof.max_relative_change,
+                      std::isfinite(proof.negative_control)
+                          ? fmt::format("leaving out one axis by {:.2g}", proof.negative_control)
+                          : "and no axis could be left out to see that it would show");
+  if (proof.weak_outputs > 0) text += fmt::format("  a weak proof: {}\n", proof.weakness());
   return text;
 }
 
@@ -78,14 +83,23 @@ void pin_failed(GroupDerivation& d, const std::vector<std::string>& failed) {
   std::set<std::string> names(failed.begin(), failed.end());
   for (const UnitGroup& group : d.groups.groups)
     if (names.contains(group.within)) names.insert(group.name);
-  std::erase_if(d.groups.groups, [&](const UnitGroup& group) {
-    if (!names.contains(group.name)) return false;
-    if (group.members.empty()) return true;  // it only orders the blocks of others
-    d.pinned.push_back({"permuting the group changes the outputs", group.name, group.units});
-    d.pinned_units += group.units;
-    d.free_units = std::max<std::int64_t>(0, d.free_units - group.units);
-    return true;
-  });
+  GroupDerivation kept = d;
+  kept.groups.groups.clear();
+  kept.hidden.clear();
+  for (std::size_t g = 0; g < d.groups.groups.size(); ++g) {
+    const UnitGroup& group = d.groups.groups[g];
+    const std::int64_t hidden = d.hidden.at(g);
+    if (!names.contains(group.name)) {
+      kept.groups.groups.push_back(group);
+      kept.hidden.push_back(hidden);
+      continue;
+    }
+    kept.pinned_units += hidden;
+    kept.free_units -= hidden;
+    if (hidden > 0)
+      kept.pinned.push_back({"permuting the group changes the outputs", group.name, hidden});
+  }
+  d = std::move(kept);
 }
 
 /// The same function with its units in random places: what a matching has to undo.
@@ -107,6 +121,13 @@ json explain(const ExplainFlags& flags, Run& run) {
   load.device = run.settings().device;
   load.trust = run.settings().trust;
   const ScriptModel model = ScriptModel::load(ref, load);
+  std::vector<ScriptModel> others;
+  for (const std::string& path : flags.others) {
+    ref.script = path;
+    others.push_back(ScriptModel::load(ref, load));
+  }
+  std::vector<const ScriptModel*> all{&model};
+  for (const ScriptModel& other : others) all.push_back(&other);
   const std::vector<c10::IValue> inputs =
       example_inputs(flags.inputs, "--input", run.settings().seed, run.settings().device);
   if (std::any_of(inputs.begin(), inputs.end(), [](const c10::IValue& input) {
@@ -118,7 +139,7 @@ json explain(const ExplainFlags& flags, Run& run) {
   GroupDerivation derived;
   if (flags.groups.empty()) {
     const Phase phase(run.progress(), "derive unit groups");
-    derived = derive_unit_groups(model.module(), model.where(), inputs);
+    derived = derive_unit_groups(model.module(), model.where(), inputs, differing_buffers(all));
   } else {
     derived.groups = read_unit_groups(flags.groups);
   }
@@ -126,8 +147,10 @@ json explain(const ExplainFlags& flags, Run& run) {
                                      flags.groups.empty() ? model.where() : flags.groups);
   // After patterns are expanded. A group without members only orders the blocks of others.
   if (!flags.groups.empty())
-    for (const UnitGroup& group : derived.groups.groups)
-      if (!group.members.empty()) derived.free_units += group.units;
+    for (const UnitGroup& group : derived.groups.groups) {
+      derived.hidden.push_back(group.members.empty() ? 0 : group.units);
+      derived.free_units += derived.hidden.back();
+    }
   ProofOptions options;
   options.each_group = !flags.quick;
   options.seed = run.settings().seed;
@@ -136,13 +159,17 @@ json explain(const ExplainFlags& flags, Run& run) {
     run.fail_at_end(Error(ErrorKind::kNumeric, model.where(),
                           fmt::format("permuting changes the outputs by {:.2g}: {}",
                                       proof.max_relative_change, join_some(proof.failed, 5)),
-                          "these groups are pinned in what is written"));
+                          flags.out.empty()
+                              ? "write groups without these with --out FILE"
+                              : fmt::format("{} holds the groups without these", flags.out)));
     pin_failed(derived, proof.failed);
   } else if (!proof.holds()) {
     run.fail_at_end(Error(ErrorKind::kNumeric, model.where(),
                           "the proof is blind: leaving out an axis does not change the outputs",
                           "give --input a shape that the network is made for"));
   }
+
+  if (proof.weak_outputs > 0) run.progress().warn(model.where() + ": " + proof.weakness());
 
   json result = unit_groups_to_json(derived.groups);
   result["units"] = {{"free", derived.free_units},
@@ -154,6 +181,7 @@ json explain(const ExplainFlags& flags, Run& run) {
                      {"negative_control", proof.negative_control},
                      {"tolerance", proof.tolerance},
                      {"precision", proof.precision},
+                     {"weak_outputs", proof.weak_outputs},
                      {"failed", proof.failed}};
   if (!flags.permuted.empty()) save_permuted(model, derived.groups, run, flags.permuted);
   if (!flags.out.empty()) write_text_atomically(flags.out, result.dump(2) + "\n");
@@ -177,6 +205,11 @@ Command explain_command() {
                    "below 100; once an argument")
         ->required()
         ->type_name("SHAPE")
+        ->allow_extra_args(false);
+    app.add_option("--with", flags->others,
+                   "A model that it will be merged with: buffers that differ between the two move "
+                   "with the units; once a model")
+        ->type_name("MODEL")
         ->allow_extra_args(false);
     app.add_option("--groups", flags->groups, "Prove the groups of this file instead")
         ->type_name("FILE");

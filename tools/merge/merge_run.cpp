@@ -10,6 +10,7 @@
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/eval/fingerprint.h"
 #include "weightsmith/eval/normalization.h"
+#include "weightsmith/graph/derive_groups.h"
 #include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/statistics_cache.h"
 #include "weightsmith/merge/widths.h"
@@ -80,12 +81,16 @@ void MergeRun::derive_unit_groups() {
                    [](const MergeVariant& v) { return v.matches_units(); }))
     return;
   const std::vector<c10::IValue> inputs = example_inputs();
+  std::vector<const ScriptModel*> all;
+  for (const ScriptModel& model : models_) all.push_back(&model);
+  const std::set<std::string> moving = differing_buffers(all);
   if (config_.partial) {
-    TrunkUnits units = trunk_units(models_.front(), inputs, config_.verify, run_.progress());
+    TrunkUnits units =
+        trunk_units(models_.front(), inputs, config_.verify, run_.progress(), moving);
     groups_ = std::move(units.groups);
     boundary_ = std::move(units.boundary);
   } else {
-    groups_ = unit_groups_for(models_.front(), config_.groups, inputs);
+    groups_ = unit_groups_for(models_.front(), config_.groups, inputs, moving);
     if (config_.verify && !inputs.empty())
       verify_unit_groups(models_.front(), groups_, inputs, run_.progress());
   }

@@ -1,5 +1,6 @@
 #include "weightsmith/graph/derive_groups.h"
 
+#include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
 
@@ -340,10 +341,11 @@ class Remarks {
 }  // namespace
 
 GroupDerivation derive_unit_groups(const torch::jit::Module& module, const std::string& where,
-                                   const std::vector<c10::IValue>& inputs) {
+                                   const std::vector<c10::IValue>& inputs,
+                                   const std::set<std::string>& moving) {
   const at::NoGradGuard no_grad;
   const GraphRunner runner(module, where);
-  UnitFlow flow(runner.graph());
+  UnitFlow flow(runner.graph(), moving);
   flow.start(inputs);
   flow.finish(runner.run(inputs, &flow));
   const UnitPartition partition = partition_units(flow, flow.store());
@@ -357,6 +359,19 @@ GroupDerivation derive_unit_groups(const torch::jit::Module& module, const std::
   result.pinned = remarks.of(partition.pinned);
   result.rigid = remarks.of(partition.rigid);
   return result;
+}
+
+std::set<std::string> differing_buffers(const std::vector<const ScriptModel*>& models) {
+  std::set<std::string> names;
+  if (models.empty()) return names;
+  const TensorMap first = models.front()->buffers();
+  for (std::size_t i = 1; i < models.size(); ++i)
+    for (const auto& [name, tensor] : models[i]->buffers()) {
+      if (!tensor.is_floating_point()) continue;
+      const auto it = first.find(name);
+      if (it == first.end() || !at::equal(it->second.detach(), tensor.detach())) names.insert(name);
+    }
+  return names;
 }
 
 }  // namespace weightsmith

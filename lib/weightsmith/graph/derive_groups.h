@@ -4,10 +4,12 @@
 #include <torch/csrc/jit/api/module.h>
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "weightsmith/graph/unit_groups.h"
+#include "weightsmith/model/script_model.h"
 
 namespace weightsmith {
 
@@ -37,10 +39,20 @@ struct GroupDerivation {
 /// exchanged in the end is a group. After Git Re-Basin (Ainsworth et al., ICLR 2023, section 3),
 /// where such groups are written by hand; the time is about that of one forward.
 ///
+/// A buffer that is no statistic of a norm and has no name that training writes to
+/// (is_trained_buffer) is a constant of the architecture, and tells apart the units along which it
+/// differs (a slope for each head), unless `moving` has its name: then it moves with its units like
+/// a parameter.
+///
 /// Groups stand in the order in which the network first uses their parameters, and are named after
 /// the first one's module; members in the order of use. A group's tap is what its last consumer
 /// reads. Throws Error{kInput} as GraphRunner.
 GroupDerivation derive_unit_groups(const torch::jit::Module& module, const std::string& where,
-                                   const std::vector<c10::IValue>& inputs);
+                                   const std::vector<c10::IValue>& inputs,
+                                   const std::set<std::string>& moving = {});
+
+/// The names of floating buffers that do not hold the same values in every model: trained, and so
+/// to be moved with the units.
+std::set<std::string> differing_buffers(const std::vector<const ScriptModel*>& models);
 
 }  // namespace weightsmith

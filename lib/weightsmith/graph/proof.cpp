@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -15,6 +16,7 @@
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/core/stop.h"
+#include "weightsmith/graph/unit_flow.h"
 #include "weightsmith/graph/unit_orders.h"
 #include "weightsmith/model/graph_runner.h"
 #include "weightsmith/model/tensors_in.h"
@@ -35,11 +37,77 @@ at::Tensor disturbed(const at::Tensor& tensor, double strength, const at::Genera
   return x + (size > 0 ? size : 0.1) * noise;
 }
 
-std::vector<at::Tensor> as_double(const c10::IValue& outputs) {
-  std::vector<at::Tensor> tensors;
-  for (const at::Tensor& tensor : tensors_in(outputs))
-    if (!tensor.is_complex()) tensors.push_back(tensor.detach().to(at::kDouble).clone());
-  return tensors;
+at::Tensor as_double(const at::Tensor& tensor) {
+  const at::Tensor x = tensor.detach();
+  return (x.is_complex() ? at::view_as_real(x.resolve_conj()) : x).to(at::kDouble).clone();
+}
+
+bool is_continuous(const at::Tensor& tensor) {
+  return tensor.is_floating_point() || tensor.is_complex();
+}
+
+/// Knows of every tensor that holds integers or booleans, or is computed from such alone, which
+/// floating tensors decided it.
+class Deciders : public NodeObserver {
+ public:
+  void after(std::size_t /*number*/, const std::vector<c10::IValue>& inputs,
+             const std::vector<c10::IValue>& outputs) override {
+    const std::vector<at::Tensor> given = tensors_in(inputs);
+    std::vector<at::Tensor> found;
+    bool all_discrete = !given.empty();
+    for (const at::Tensor& tensor : given) {
+      const auto known = known_.find(tensor.unsafeGetTensorImpl());
+      const bool is_discrete = known != known_.end() || !is_continuous(tensor);
+      all_discrete &= is_discrete;
+      if (!is_discrete) found.push_back(tensor);
+      if (known != known_.end())
+        found.insert(found.end(), known->second.floats.begin(), known->second.floats.end());
+    }
+    std::optional<std::vector<at::Tensor>> copies;
+    for (const at::Tensor& result : tensors_in(outputs)) {
+      if (is_continuous(result) && !all_discrete) continue;
+      if (known_.contains(result.unsafeGetTensorImpl())) continue;
+      if (!copies) copies = once_each(found);
+      known_[result.unsafeGetTensorImpl()] = {result, *copies};
+    }
+  }
+
+  /// Null for a tensor that is no such.
+  const std::vector<at::Tensor>* of(const at::Tensor& tensor) const {
+    const auto known = known_.find(tensor.unsafeGetTensorImpl());
+    return known == known_.end() ? nullptr : &known->second.floats;
+  }
+
+ private:
+  struct Discrete {
+    at::Tensor tensor;  // keeps its address from being used again
+    std::vector<at::Tensor> floats;
+  };
+
+  /// What a network changes in place later must not change here.
+  std::vector<at::Tensor> once_each(const std::vector<at::Tensor>& tensors) {
+    std::vector<at::Tensor> copies;
+    std::set<const void*> seen;
+    for (const at::Tensor& tensor : tensors)
+      if (seen.insert(tensor.unsafeGetTensorImpl()).second)
+        copies.push_back(copies_.contains(tensor.unsafeGetTensorImpl()) ? tensor : copy(tensor));
+    return copies;
+  }
+
+  at::Tensor copy(const at::Tensor& tensor) {
+    at::Tensor copied = tensor.detach().clone();
+    copies_.insert(copied.unsafeGetTensorImpl());
+    return copied;
+  }
+
+  std::map<const void*, Discrete> known_;
+  std::set<const void*> copies_;
+};
+
+/// The values of a tensor whatever their order; those that are not finite do not count.
+at::Tensor sorted_values(const at::Tensor& tensor) {
+  const at::Tensor values = as_double(tensor).flatten();
+  return std::get<0>(at::nan_to_num(values, 0.0, 0.0, 0.0).sort());
 }
 
 bool all_finite(const std::vector<at::Tensor>& tensors) {
@@ -69,7 +137,13 @@ class Subject {
       : groups_(groups), model_(model.clone()), inputs_(std::move(inputs)) {
     const at::Generator generator = at::detail::createCPUGenerator(seed);
     std::set<const void*> done;  // tensors under several names stay one
+    const TensorMap buffers = model_.buffers();
+    std::set<std::string> moved;
+    for (const UnitGroup& group : groups.groups)
+      for (const GroupMember& member : group.members) moved.insert(member.parameter);
     for (const auto& [name, tensor] : model_.state_dict()) {
+      // Constants are what they are: equal slopes may be why heads can be exchanged.
+      if (buffers.contains(name) && !is_trained_buffer(name) && !moved.contains(name)) continue;
       if (!tensor.is_floating_point() || tensor.is_complex()) continue;
       if (!done.insert(tensor.unsafeGetTensorImpl()).second) continue;
       const bool requires_grad = tensor.requires_grad();
@@ -80,14 +154,42 @@ class Subject {
       target.set_data(value);
       target.set_requires_grad(requires_grad);
     }
+    for (const auto& [name, tensor] : buffers) {
+      if (!in_double || !tensor.is_floating_point() ||
+          !done.insert(tensor.unsafeGetTensorImpl()).second)
+        continue;
+      at::Tensor target = tensor;
+      target.set_data(tensor.to(at::kDouble));
+    }
     for (c10::IValue& input : inputs_)
       if (in_double && input.isTensor() && input.toTensor().is_floating_point())
         input = input.toTensor().to(at::kDouble);
     state_ = model_.state_dict();
     runner_.emplace(model_.module(), model_.where());
+    for (const at::Tensor& output : tensors_in(runner_->run(inputs_)))
+      seems_discrete_ |= !is_continuous(output) || is_whole(output);
   }
 
-  std::vector<at::Tensor> run() const { return as_double(runner_->run(inputs_)); }
+  /// The outputs, and beside those made of integers what decided them.
+  std::vector<at::Tensor> run() {
+    Deciders deciders;
+    const std::vector<at::Tensor> outputs =
+        tensors_in(runner_->run(inputs_, seems_discrete_ ? &deciders : nullptr));
+    std::vector<at::Tensor> compared;
+    weak_outputs_ = 0;
+    for (const at::Tensor& output : outputs) {
+      compared.push_back(as_double(output));
+      const std::vector<at::Tensor>* floats = deciders.of(output);
+      if (floats == nullptr && is_continuous(output)) continue;
+      if (floats == nullptr || floats->empty()) ++weak_outputs_;
+      if (floats != nullptr)
+        for (const at::Tensor& tensor : *floats) compared.push_back(sorted_values(tensor));
+    }
+    return compared;
+  }
+
+  /// Of the last run.
+  std::int64_t weak_outputs() const { return weak_outputs_; }
 
   /// The outputs with units permuted; `left_out` names a member that is forgotten.
   std::vector<at::Tensor> run_permuted(const UnitOrders& orders,
@@ -102,6 +204,11 @@ class Subject {
   }
 
  private:
+  /// Floating, but perhaps made of integers.
+  static bool is_whole(const at::Tensor& tensor) {
+    return !tensor.is_complex() && (tensor == tensor.round()).all().item<bool>();
+  }
+
   void write(const TensorMap& values) {
     for (const auto& [name, value] : values) state_.at(name).detach().copy_(value);
   }
@@ -111,6 +218,8 @@ class Subject {
   std::vector<c10::IValue> inputs_;
   TensorMap state_;
   std::optional<GraphRunner> runner_;
+  bool seems_discrete_ = false;
+  std::int64_t weak_outputs_ = 0;
 };
 
 /// A network that runs, with finite outputs and parameters as different as that allows.
@@ -134,6 +243,13 @@ std::unique_ptr<Subject> usable_subject(const ScriptModel& model, const UnitGrou
 
 }  // namespace
 
+std::string GroupProof::weakness() const {
+  return fmt::format(
+      "{} outputs hold integers or booleans that no floating tensor decides, so that wrong unit "
+      "groups may leave them as they are",
+      weak_outputs);
+}
+
 GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
                              const std::vector<c10::IValue>& inputs, const ProofOptions& options,
                              Progress& progress) {
@@ -154,6 +270,7 @@ GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,
     throw Error(ErrorKind::kNumeric, model.where(), "its outputs are not finite",
                 "check the weights, or give the input it is made for with --input");
   const std::vector<at::Tensor> expected = subject->run();
+  proof.weak_outputs = subject->weak_outputs();
   Rng rng(options.seed, {0x73687566});
   std::set<std::size_t> all;
   for (std::size_t g = 0; g < groups.groups.size(); ++g) all.insert(g);

@@ -27,18 +27,25 @@ struct GroupProof {
   /// proof could not have noticed a missing axis.
   double negative_control = 0.0;
   std::vector<std::string> failed;  ///< names of groups that change the outputs
+  /// Outputs that are integers, booleans or made of such, with no floating tensor that decides them
+  /// to compare in their stead: few values, which many a wrong group leaves as they are.
+  std::int64_t weak_outputs = 0;
   std::string precision = "float64";
   double tolerance = 0.0;
 
+  /// What to tell people when weak_outputs > 0.
+  std::string weakness() const;
   bool holds() const { return failed.empty() && negative_control > tolerance; }
 };
 
 /// Permutes the units of every group at random in a copy of the network, with all its parameters
-/// and statistics changed at random first (a bias of zero or a scale of one would hide a missing
-/// axis), and compares the outputs for `inputs`. Everything is computed in float64; a network that
-/// insists on its own type is tried in that one, with tolerance 1e-4. When all groups together
-/// change the outputs but none does alone, groups are added one after another, and those that do
-/// not go with the ones before them are named: what is left holds together. Throws
+/// and statistics (not its constants) changed at random first (a bias of zero or a scale of one
+/// would hide a missing axis), and compares the outputs for `inputs`; beside an output that is made
+/// of integers or booleans (argmax, the places of topk, a threshold) also the floating tensors that
+/// decided it, as sorted values, since units may stand in them. Everything is computed in float64;
+/// a network that insists on its own type is tried in that one, with tolerance 1e-4. When all
+/// groups together change the outputs but none does alone, groups are added one after another, and
+/// those that do not go with the ones before them are named: what is left holds together. Throws
 /// Error{kInput} as GraphRunner::run, and when the network is not deterministic; Error{kNumeric}
 /// when its outputs are not finite.
 GroupProof prove_unit_groups(const ScriptModel& model, const UnitGroups& groups,

@@ -44,23 +44,44 @@ bool same_view(const at::Tensor& a, const at::Tensor& b) {
 
 }  // namespace
 
-UnitFlow::UnitFlow(const FlatGraph& graph) : graph_(graph) {
-  const auto add = [this](const std::string& name, const at::Tensor& tensor) {
-    if (!tensor.defined() || !tensor.is_floating_point()) return;
-    const auto it = std::find_if(parameters_.begin(), parameters_.end(), [&](const auto& p) {
-      return tensor.numel() > 0 && same_view(p.tensor, tensor);
-    });
-    const auto index = static_cast<std::size_t>(it - parameters_.begin());
-    if (it == parameters_.end()) parameters_.push_back({{}, tensor});
-    parameters_[index].names.push_back(name);
-    parameter_of_[tensor.unsafeGetTensorImpl()] = index;
-  };
-  for (const auto& item : graph.module().named_parameters()) add(item.name, item.value);
-  for (const auto& item : graph.module().named_buffers()) add(item.name, item.value);
+bool is_trained_buffer(const std::string& name) {
+  static const std::set<std::string> known{"weight",   "bias",     "running_mean", "running_var",
+                                           "weight_u", "weight_v", "_u",           "_v"};
+  return known.contains(name.substr(name.rfind('.') + 1));
+}
+
+UnitFlow::UnitFlow(const FlatGraph& graph, const std::set<std::string>& moving) : graph_(graph) {
+  for (const auto& item : graph.module().named_parameters()) add_parameter(item.name, item.value);
+  for (const auto& item : graph.module().named_buffers()) {
+    if (!item.value.defined()) continue;
+    if (is_trained_buffer(item.name) || moving.contains(item.name))
+      add_parameter(item.name, item.value);
+    else
+      constants_[item.value.unsafeGetTensorImpl()] = item.name;
+  }
   for (const torch::jit::Node* node : graph.nodes()) {
     const std::string name = base_name(node);
     writes_in_place_ |= name == "copy" || name == "index_put";
   }
+}
+
+void UnitFlow::add_parameter(const std::string& name, const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.is_floating_point()) return;
+  const auto it = std::find_if(parameters_.begin(), parameters_.end(), [&](const auto& p) {
+    return tensor.numel() > 0 && same_view(p.tensor, tensor);
+  });
+  const auto index = static_cast<std::size_t>(it - parameters_.begin());
+  if (it == parameters_.end()) parameters_.push_back({{}, tensor});
+  parameters_[index].names.push_back(name);
+  parameter_of_[tensor.unsafeGetTensorImpl()] = index;
+}
+
+void UnitFlow::adopt(const at::Tensor& buffer) {
+  const auto it = constants_.find(buffer.unsafeGetTensorImpl());
+  if (it == constants_.end()) return;
+  known_.erase(it->first);
+  add_parameter(it->second, buffer);
+  constants_.erase(it);
 }
 
 const FlowParameter* UnitFlow::parameter(const at::Tensor& tensor) const {
@@ -188,6 +209,11 @@ void UnitFlow::after(std::size_t number, const std::vector<c10::IValue>& inputs,
   if (!in_place && hands_on(results, given)) return;
   algebra_.set_node(number);
 
+  if (name.find("batch_norm") != std::string::npos || name == "instance_norm")
+    for (const char* statistics : {"running_mean", "running_var"})
+      if (const auto at = node->schema().argumentIndexWithName(statistics))
+        if (inputs[*at].isTensor() && inputs[*at].toTensor().defined())
+          adopt(inputs[*at].toTensor());
   std::vector<TensorLabels> known;
   for (const at::Tensor& tensor : given) known.push_back(labels_of(tensor));
   const bool all_static = std::all_of(known.begin(), known.end(),

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -36,6 +37,10 @@ struct ParameterAxis {
   bool is_consumed = false;  ///< data are summed over it: it reads units
 };
 
+/// Whether a buffer's name says that training writes to it: statistics, frozen norms, the vectors
+/// of spectral norm.
+bool is_trained_buffer(const std::string& name);
+
 /// A place where labelled activations can be seen: output `output` of a node.
 struct FlowEvent {
   std::size_t node = 0;
@@ -56,7 +61,8 @@ struct FlowConsumer {
 /// is in operator_rules.
 class UnitFlow : public NodeObserver {
  public:
-  explicit UnitFlow(const FlatGraph& graph);
+  /// `moving`: buffers that move with the units though nothing else says that they are trained.
+  explicit UnitFlow(const FlatGraph& graph, const std::set<std::string>& moving = {});
 
   /// To be called with the arguments of forward before it runs: nothing of theirs may move.
   void start(const std::vector<c10::IValue>& inputs);
@@ -90,6 +96,9 @@ class UnitFlow : public NodeObserver {
   static Known known(const at::Tensor& tensor, TensorLabels labels);
   TensorLabels labels_of(const at::Tensor& tensor);
   void remember(const at::Tensor& tensor, TensorLabels labels);
+  /// What turns out to be a norm's statistics is no constant, whatever its name.
+  void adopt(const at::Tensor& buffer);
+  void add_parameter(const std::string& name, const at::Tensor& tensor);
   TensorLabels static_labels(const at::Tensor& tensor) const;
   void set_labels(const at::Tensor& tensor, TensorLabels labels, std::size_t node,
                   std::size_t output);
@@ -104,6 +113,7 @@ class UnitFlow : public NodeObserver {
   const FlatGraph& graph_;
   std::vector<FlowParameter> parameters_;
   std::unordered_map<const c10::TensorImpl*, std::size_t> parameter_of_;
+  std::unordered_map<const c10::TensorImpl*, std::string> constants_;  // buffers
   std::unordered_map<const c10::TensorImpl*, Known> known_;
   std::size_t next_cleaning_ = 4096;
   std::vector<ParameterAxis> axes_;

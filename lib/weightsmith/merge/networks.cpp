@@ -13,6 +13,7 @@
 #include "weightsmith/core/error.h"
 #include "weightsmith/graph/derive_groups.h"
 #include "weightsmith/graph/proof.h"
+#include "weightsmith/graph/unit_flow.h"
 #include "weightsmith/model/flat_graph.h"
 #include "weightsmith/model/graph_difference.h"
 #include "weightsmith/tensor/safetensors.h"
@@ -68,7 +69,8 @@ void check_same_architecture(const std::vector<ScriptModel>& models, bool sizes_
 }
 
 UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups,
-                           const std::vector<c10::IValue>& inputs) {
+                           const std::vector<c10::IValue>& inputs,
+                           const std::set<std::string>& moving) {
   if (groups != "auto")
     return check_unit_groups(read_unit_groups(groups), model.state_dict(), groups);
   const nlohmann::json& metadata = model.metadata();
@@ -79,8 +81,9 @@ UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups,
           fmt::format("the graph of {} must be run once to find its unit groups", model.where()),
           "give the shape of its input, such as \"inputs\": [\"2x3x224x224\"], or a data "
           "set");
-    return check_unit_groups(derive_unit_groups(model.module(), model.where(), inputs).groups,
-                             model.state_dict(), model.where());
+    return check_unit_groups(
+        derive_unit_groups(model.module(), model.where(), inputs, moving).groups,
+        model.state_dict(), model.where());
   }
   // What an archive says of itself is no configuration of the user's.
   UnitGroups found;
@@ -107,6 +110,7 @@ void verify_unit_groups(const ScriptModel& model, const UnitGroups& groups,
                 fmt::format("permuting unit groups changes its outputs by {:.2g}: {}",
                             proof.max_relative_change, join_some(proof.failed, 5)),
                 "see mudsc-merge explain; correct the group file, or set verify to false");
+  if (proof.weak_outputs > 0) progress.warn(model.where() + ": " + proof.weakness());
   if (!proof.holds())
     progress.warn(
         fmt::format("{}: the check of unit groups is blind: leaving out an axis does not "
@@ -122,8 +126,15 @@ NetworkStates states_of(const std::vector<ScriptModel>& models) {
 }
 
 void check_finite(const ScriptModel& model) {
+  const TensorMap buffers = model.buffers();
+  const auto may_be_infinite = [&](const std::string& name) {
+    return buffers.contains(name) && !is_trained_buffer(name);
+  };
   for (const auto& [name, tensor] : model.state_dict())
-    if (tensor.is_floating_point() && !at::isfinite(tensor).all().item<bool>())
+    if (tensor.is_floating_point() &&
+        !(may_be_infinite(name) ? at::isnan(tensor).logical_not() : at::isfinite(tensor))
+             .all()
+             .item<bool>())
       throw Error(ErrorKind::kNumeric, model.where(),
                   fmt::format("{} holds NaN or infinite values", name),
                   "the model is broken: train it again or use an earlier checkpoint");
@@ -149,7 +160,7 @@ void convert_back(ScriptModel& model, const DataTypes& types, const std::string&
   for (const auto& [name, type] : types) {
     at::Tensor tensor = state.at(name);
     const at::Tensor converted = tensor.to(type);
-    if (!at::isfinite(converted).all().item<bool>())
+    if (at::isfinite(tensor).logical_and(at::isfinite(converted).logical_not()).any().item<bool>())
       throw Error(ErrorKind::kNumeric, where,
                   fmt::format("{} does not fit into {} after merging", name, c10::toString(type)),
                   "convert the models to float32 first");

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -22,11 +23,12 @@ void check_same_architecture(const std::vector<ScriptModel>& models, bool sizes_
 
 /// The unit groups of networks of one architecture: from a group file; with "auto" from the builtin
 /// network the first model was made as (its archive says so), else derived from its graph, run on
-/// `inputs` (graph/derive_groups.h). Checked against the model's tensors; member lengths are
-/// resolved. Throws Error{kInput} when they do not fit, Error{kConfig} when the graph must be run
-/// and there is no input.
+/// `inputs` (graph/derive_groups.h); `moving` are the buffers that differ among the models. Checked
+/// against the model's tensors; member lengths are resolved. Throws Error{kInput} when they do not
+/// fit, Error{kConfig} when the graph must be run and there is no input.
 UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups,
-                           const std::vector<c10::IValue>& inputs = {});
+                           const std::vector<c10::IValue>& inputs = {},
+                           const std::set<std::string>& moving = {});
 
 /// Proves the groups on a copy of the model (graph/proof.h). Throws Error{kNumeric} naming the
 /// groups that change the outputs.
@@ -36,7 +38,8 @@ void verify_unit_groups(const ScriptModel& model, const UnitGroups& groups,
 /// Views of the models' tensors.
 NetworkStates states_of(const std::vector<ScriptModel>& models);
 
-/// Throws Error{kNumeric} naming model and tensor when a weight is NaN or infinite.
+/// Throws Error{kNumeric} naming model and tensor when a weight is NaN or infinite; a constant (a
+/// mask in a buffer) may be infinite.
 void check_finite(const ScriptModel& model);
 
 /// The data types of floating tensors that were not float32, by name.

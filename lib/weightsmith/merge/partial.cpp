@@ -118,7 +118,7 @@ CutModels cut_models(const std::vector<ScriptModel>& models, const std::string& 
 }
 
 TrunkUnits trunk_units(const ScriptModel& trunk, const std::vector<c10::IValue>& inputs,
-                       bool verify, Progress& progress) {
+                       bool verify, Progress& progress, const std::set<std::string>& moving) {
   if (inputs.empty())
     throw Error(
         ErrorKind::kConfig, "inputs",
@@ -127,7 +127,7 @@ TrunkUnits trunk_units(const ScriptModel& trunk, const std::vector<c10::IValue>&
   const at::Tensor result = result_of(trunk, inputs);
   const ProbedNetwork probed = add_probe(trunk.module(), trunk.where(), probe_weights(result));
   const ScriptModel network = trunk.with_network(probed.network);
-  const UnitGroups all = unit_groups_for(network, "auto", inputs);
+  const UnitGroups all = unit_groups_for(network, "auto", inputs, moving);
   if (verify) verify_unit_groups(network, all, inputs, progress);
 
   TrunkUnits units;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -45,10 +46,10 @@ struct TrunkUnits {
 
 /// Derives them from the graph of the trunk, run on `inputs` (a batch of at least 2), with every
 /// element of the result read by a weight of its own; `verify`: and proves them so
-/// (verify_unit_groups). Throws Error{kInput} when the result has no dimension beside the batch,
-/// and as derive_unit_groups; Error{kConfig} without inputs.
+/// (verify_unit_groups); `moving` as in unit_groups_for. Throws Error{kInput} when the result has
+/// no dimension beside the batch, and as derive_unit_groups; Error{kConfig} without inputs.
 TrunkUnits trunk_units(const ScriptModel& trunk, const std::vector<c10::IValue>& inputs,
-                       bool verify, Progress& progress);
+                       bool verify, Progress& progress, const std::set<std::string>& moving = {});
 
 /// What the head of model `model` reads of the merged trunk's result: each unit of the model reads
 /// the slot that it was merged into (ZipIt!'s "unmerge"; for a permutation its inverse). Dimensions

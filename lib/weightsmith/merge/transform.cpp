@@ -229,6 +229,10 @@ at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::ve
   const at::NoGradGuard no_grad;
   const at::Tensor& first = tensors.front();
   if (!first.is_floating_point()) return first.clone();
+  // Constants stay as they are to the last bit, infinite ones (masks) too.
+  if (uses.empty() && std::all_of(tensors.begin() + 1, tensors.end(),
+                                  [&](const at::Tensor& other) { return at::equal(first, other); }))
+    return first.detach().clone();
   const auto accumulate_type = first.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   at::Tensor sum;
   for (std::size_t i = 0; i < tensors.size(); ++i) {

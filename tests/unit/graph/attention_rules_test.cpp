@@ -235,3 +235,59 @@ return torch.linear(y.reshape(3, 5, 16), self.out.weight)
   CHECK_THAT(net.derivation.rigid[0].reason, Catch::Contains("two sets of units that cross"));
   CHECK_THAT(net.derivation.rigid[0].where, Catch::Contains("aten::layer_norm"));
 }
+
+TEST_CASE("a constant for each head tells the heads apart, and a trained buffer does not",
+          "[operator_rules]") {
+  at::manual_seed(64);
+  const Shapes shapes{
+      {"q.weight", {8, 6}}, {"k.weight", {8, 6}}, {"v.weight", {8, 6}}, {"out.weight", {6, 8}}};
+  const std::string forward = R"(q = torch.linear(x, self.q.weight).view(3, 5, 2, 4).transpose(1, 2)
+k = torch.linear(x, self.k.weight).view(3, 5, 2, 4).transpose(1, 2)
+v = torch.linear(x, self.v.weight).view(3, 5, 2, 4).transpose(1, 2)
+t = torch.arange(5)
+a = torch.matmul(q, k.transpose(-2, -1)) - (t.unsqueeze(0) - t.unsqueeze(1)).abs() * self.slopes
+y = torch.matmul(torch.softmax(a, -1), v).transpose(1, 2)
+return torch.linear(y.reshape(3, 5, 8), self.out.weight)
+)";
+  const at::Tensor slopes = at::tensor({0.5F, 0.25F}).view({2, 1, 1});
+  check(shapes, forward, tokens(),
+        {16,
+         0,
+         {"q[0:4] 4: q.weight@0[0:4] k.weight@0[0:4]", "q[4:8] 4: q.weight@0[4:8] k.weight@0[4:8]",
+          "v[0:4] 4: v.weight@0[0:4] out.weight@1[0:4]",
+          "v[4:8] 4: v.weight@0[4:8] out.weight@1[4:8]"}},
+        {{"slopes", slopes}});
+  // The same for all heads, or other ones in a model that it is merged with.
+  check(shapes, forward, tokens(),
+        {16,
+         0,
+         {"q.blocks 2:", "q 8/2 in q.blocks: q.weight@0 k.weight@0",
+          "v 8/2 in q.blocks: v.weight@0 out.weight@1"}},
+        {{"slopes", at::full({2, 1, 1}, 0.5)}});
+  const ScriptModel first(make_network(shapes, forward, {{"slopes", slopes}}), "first");
+  const ScriptModel second(make_network(shapes, forward, {{"slopes", slopes.flip(0)}}), "second");
+  CHECK(differing_buffers({&first, &first}).empty());
+  CHECK(differing_buffers({&first, &second}) == std::set<std::string>{"slopes"});
+  const GroupDerivation moving =
+      derive_unit_groups(first.module(), "first", {tokens()}, {"slopes"});
+  REQUIRE(moving.groups.groups.size() == 3);
+  CHECK(line_of(moving.groups.groups[0], first.state_dict()) == "slopes 2: slopes@0");
+}
+
+TEST_CASE("what training writes to a buffer moves with the units", "[operator_rules]") {
+  at::manual_seed(65);
+  const auto four = [] { return at::rand({8}) + 0.5; };
+  // A frozen batch norm written out, and statistics under names of their own.
+  check_between(8, 8, "y = h * self.n.weight * torch.rsqrt(self.n.running_var) + self.n.bias\n",
+                {8, 0, {"a 8: a.weight@0 n.weight@0 n.running_var@0 n.bias@0 b.weight@1"}}, {},
+                {{"n.weight", four()}, {"n.bias", four()}, {"n.running_var", four()}});
+  check_between(8, 8,
+                "y = torch.batch_norm(h, None, None, self.mean, self.variance, False, 0.1, 1e-5, "
+                "False)\n",
+                {8, 0, {"a 8: a.weight@0 mean@0 variance@0 b.weight@1"}}, {},
+                {{"mean", four()}, {"variance", four()}});
+  const DerivedNetwork constant =
+      check_between(8, 8, "y = h * self.scale\n", {0, 8, {}}, {}, {{"scale", four()}});
+  REQUIRE(constant.derivation.pinned.size() == 1);
+  CHECK_THAT(constant.derivation.pinned[0].where, Catch::Contains("aten::mul"));
+}

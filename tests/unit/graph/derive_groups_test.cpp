@@ -139,6 +139,49 @@ TEST_CASE("of groups that hold alone but not together, the one that breaks the o
   CHECK(proof.failed == std::vector<std::string>{"b"});
 }
 
+TEST_CASE("of integers as outputs, the floating values that decide them are compared",
+          "[derive_groups]") {
+  at::manual_seed(12);
+  NoProgress progress;
+  // Two samples of 40 classes: the place of the largest hardly ever tells a slip.
+  const testing::Shapes shapes{{"a.weight", {8, 5}}, {"a.bias", {8}}, {"b.weight", {40, 8}}};
+  const std::string logits =
+      "y = torch.linear(torch.relu(torch.linear(x, self.a.weight, self.a.bias)), self.b.weight)\n";
+  for (const char* result :
+       {"y.argmax(1)", "torch.topk(y, 2, 1)[1]", "y > 100.", "(y.argmax(1) + 1).to(y.dtype)",
+        "torch.topk(y, 2, 1)[1].unsqueeze(0), torch.zeros([2, 2])"}) {
+    INFO(result);
+    const DerivedNetwork net(make_network(shapes, logits + "return " + result),
+                             {at::randn({2, 5})});
+    INFO(net.describe());
+    testing::check_proved(net);
+    CHECK(net.derivation.free_units == 8);
+    CHECK(net.proof.weak_outputs == 0);
+    CHECK(net.proof.negative_control > 1e-4);
+    UnitGroups damaged = net.groups;
+    damaged.groups[0].members.erase(damaged.groups[0].members.begin() + 1);  // the bias
+    const GroupProof proof =
+        prove_unit_groups(ScriptModel(net.module, "net"), damaged, net.inputs, {}, progress);
+    CHECK(proof.failed == std::vector<std::string>{"a"});
+  }
+  // A permutation of what decides them is none of the classes'.
+  const DerivedNetwork hidden(
+      make_network(shapes,
+                   "h = torch.linear(x, self.a.weight, self.a.bias)\n"
+                   "return (h > 0).any(1), torch.linear(h, self.b.weight)\n"),
+      {at::randn({2, 5})});
+  testing::check_proved(hidden);
+  CHECK(hidden.derivation.free_units == 8);
+  // Integers that nothing floating decides.
+  const DerivedNetwork counted(
+      make_network({{"e.weight", {10, 4}}},
+                   "return x + int(torch.embedding(self.e.weight, x).sum())"),
+      {at::randint(10, {2, 3}, at::kLong)});
+  INFO(counted.describe());
+  CHECK(counted.proof.weak_outputs == 1);
+  CHECK_THAT(counted.proof.weakness(), Catch::Contains("1 outputs hold integers"));
+}
+
 TEST_CASE("what is derived can be written, read and proved again", "[derive_groups]") {
   at::manual_seed(3);
   const DerivedNetwork net(build_builtin("resnet20", {{"depth", 8}, {"width", 0.25}}, 0),

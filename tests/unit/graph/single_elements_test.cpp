@@ -33,6 +33,16 @@ TEST_CASE("a unit that is taken alone stays, and the others are free", "[derive_
   for (const char* taken : {"h.chunk(6, 1)[2]", "h.unbind(1)[2].unsqueeze(1)"})
     CHECK(gated_by(taken) == Counts{0, 6});
   SECTION("outputs one by one") {
+    for (const char* taken : {"y[:, 0], y[:, 1] * y[:, 2]", "y[:, 0], y[:, 1], y[:, 2]",
+                              "y[:, 0:1], y.unbind(1)[1], torch.sigmoid(y[:, 2])",
+                              "torch.stack([y[:, 2], y[:, 1], y[:, 0]], 1)"}) {
+      const DerivedNetwork net(
+          make_network(two, hidden + "y = torch.linear(h, self.b.weight)\nreturn " + taken),
+          {at::randn({3, 10})});
+      INFO(taken);
+      CHECK(net.derivation.output_units == 3);
+      CHECK(net.derivation.pinned_units == 0);
+    }
     CHECK(free_and_pinned(two, hidden + "y = torch.linear(h, self.b.weight)\n"
                                         "return y[:, 0], y[:, 1] * y[:, 2]")
               .first == 6);
