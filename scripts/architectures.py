@@ -108,7 +108,7 @@ def recover(name: str, archive: pathlib.Path, copy: pathlib.Path, args: argparse
     out = archive.with_suffix(".merged")
     config = archive.with_suffix(".json")
     config.write_text(json.dumps({
-        "models": [{"script": str(archive)}, {"script": str(copy)}], "inputs": [MODELS[name]],
+        "models": [{"script": str(archive)}, {"script": str(copy)}], "inputs": MODELS[name].split(),
         "method": "align", "space": "weight", "iterations": {"start": "propagate"},
         "normalization": {"mode": "none"}}), encoding="utf-8")
     run = subprocess.run([args.binary, "--config", str(config), "--out", str(out), "--no-verify", "--quiet"],
@@ -120,10 +120,10 @@ def recover(name: str, archive: pathlib.Path, copy: pathlib.Path, args: argparse
         state, given_back = model.state_dict(), merged.state_dict()
         exact = state.keys() == given_back.keys() and all(torch.equal(state[key], given_back[key]) for key in state)
         with torch.no_grad():
-            x = example_networks.example_input(MODELS[name])
-            first, second = (flat_outputs(network(x)) for network in (model, merged))
+            inputs = example_networks.example_inputs(MODELS[name])
+            first, second = (flat_outputs(network(*inputs)) for network in (model, merged))
         # An output that is all zero (a head's initial weights) can only stay so.
-        change = max(float((b - a).abs().max() / (a.abs().max() or 1)) for a, b in zip(first, second))
+        change = max(float((b.double() - a.double()).abs().max() / (a.abs().max() or 1)) for a, b in zip(first, second))
         return Recovery(exact, change)
     finally:
         shutil.rmtree(out, ignore_errors=True)
@@ -145,8 +145,8 @@ def attempt(name: str, kind: str, args: argparse.Namespace, work: pathlib.Path) 
     if result.error:
         result.exported = False
         return result
-    explain = [args.binary, "explain", str(archive), "--input", MODELS[name], "--json", "--quiet",
-               "--permuted", str(copy)]
+    explain = [args.binary, "explain", str(archive), "--json", "--quiet", "--permuted", str(copy)]
+    explain += [argument for shape in MODELS[name].split() for argument in ("--input", shape)]
     run = subprocess.run(explain + ["--quick"] * (not args.full), capture_output=True, text=True, env=ENVIRONMENT)
     if run.stdout.strip():
         result.explained = json.loads(run.stdout)
