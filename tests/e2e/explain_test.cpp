@@ -250,6 +250,29 @@ TEST_CASE("a network that compares two inputs of one shape gets two different on
   CHECK(found["proof"]["negative_control"] > 1e-4);
 }
 
+TEST_CASE("a constant that another model does not share moves with its units") {
+  const TemporaryFolder folder;
+  const auto save = [&](const std::string& name, std::uint64_t seed) {
+    at::manual_seed(seed);
+    make_network({{"a.weight", {6, 8}}, {"b.weight", {3, 6}}},
+                 "h = torch.tanh(torch.linear(x.flatten(2)[:, 0, :8], self.a.weight))\n"
+                 "return torch.linear(h * self.scale, self.b.weight)\n",
+                 {{"scale", at::rand({6})}})
+        .save((folder / name).string());
+    return folder / name;
+  };
+  const fs::path first = save("first.pt", 1);
+  const fs::path second = save("second.pt", 2);
+  const json alone = explain(first, {"--with", first.string()});
+  CHECK(alone["units"] == json{{"free", 0}, {"pinned", 6}, {"outputs", 3}});
+  CHECK(alone["pinned"][0]["where"] == "aten::mul");
+  CHECK(alone == explain(first));
+  const json together = explain(first, {"--with", second.string()});
+  CHECK(together["units"] == json{{"free", 6}, {"pinned", 0}, {"outputs", 3}});
+  CHECK(axes_of(together["groups"][0]) ==
+        std::vector<std::string>{"a.weight@0", "scale@0", "b.weight@1"});
+}
+
 TEST_CASE("explain refuses what it cannot run") {
   const TemporaryFolder folder;
   const std::string model = save_mlp(folder / "mlp.pt", 9).string();
