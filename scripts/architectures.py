@@ -215,7 +215,9 @@ def rows(attempts: list[Attempt]) -> list[str]:
     for a in attempts:
         if a.proved:
             units = a.explained["units"]
-            key = (len(a.explained["groups"]), units["free"], units["pinned"], why_pinned(a.explained))
+            # The same operator goes by another name in a trace.
+            reasons = sorted((remark["reason"], remark["units"]) for remark in a.explained["pinned"])
+            key = (len(a.explained["groups"]), units["free"], units["pinned"], tuple(reasons))
             agreeing.setdefault(key, []).append(a)
     return [row(same) for same in agreeing.values()] + [row([a]) for a in attempts if a.exported and not a.proved]
 
