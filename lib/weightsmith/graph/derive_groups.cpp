@@ -9,6 +9,7 @@
 #include <numeric>
 #include <optional>
 #include <set>
+#include <tuple>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/graph/unit_flow.h"

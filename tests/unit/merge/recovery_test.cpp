@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 
 #include <catch2/catch.hpp>
+#include <cmath>
 
 #include "support/networks.h"
 #include "weightsmith/core/rng.h"
