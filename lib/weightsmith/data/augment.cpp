@@ -2,19 +2,32 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
+#include <type_traits>
 
 #include "weightsmith/config/fields.h"
+#include "weightsmith/data/image_ops.h"
 
 namespace weightsmith {
 
 EnumNames<Augmentation::Name> enum_names(Augmentation::Name) {
   using enum Augmentation::Name;
   return {{kRandomCrop, "random_crop"},
+          {kRandomResizedCrop, "random_resized_crop"},
           {kHorizontalFlip, "horizontal_flip"},
           {kVerticalFlip, "vertical_flip"},
           {kRotation, "rotation"},
-          {kAffine, "affine"}};
+          {kAffine, "affine"},
+          {kColorJitter, "color_jitter"},
+          {kAutoAugment, "autoaugment"},
+          {kRandAugment, "randaugment"},
+          {kTrivialAugment, "trivialaugment"},
+          {kRandomErasing, "random_erasing"},
+          {kMixup, "mixup"},
+          {kCutmix, "cutmix"}};
+}
+
+EnumNames<Augmentation::Fill> enum_names(Augmentation::Fill) {
+  return {{Augmentation::Fill::kZero, "zero"}, {Augmentation::Fill::kNoise, "noise"}};
 }
 
 /// Each augmentation has the fields that matter to it, so that a misplaced one is an unknown key.
@@ -24,6 +37,11 @@ void fields(Fields& f, Augmentation& a) {
   switch (a.name) {
     case Augmentation::Name::kRandomCrop:
       f("padding", a.padding);
+      break;
+    case Augmentation::Name::kRandomResizedCrop:
+      f("size", a.size);
+      f("area", a.crop_area);
+      f("ratio", a.crop_ratio);
       break;
     case Augmentation::Name::kHorizontalFlip:
     case Augmentation::Name::kVerticalFlip:
@@ -36,6 +54,35 @@ void fields(Fields& f, Augmentation& a) {
       f("degrees", a.degrees);
       f("shift", a.shift);
       f("scale", a.scale);
+      break;
+    case Augmentation::Name::kColorJitter:
+      f("brightness", a.brightness);
+      f("contrast", a.contrast);
+      f("saturation", a.saturation);
+      f("hue", a.hue);
+      break;
+    case Augmentation::Name::kAutoAugment:
+      f("policy", a.policy);
+      break;
+    case Augmentation::Name::kRandAugment:
+      f("operations", a.operations);
+      f("magnitude", a.magnitude);
+      f("bins", a.bins);
+      break;
+    case Augmentation::Name::kTrivialAugment:
+      f("bins", a.bins);
+      break;
+    case Augmentation::Name::kRandomErasing:
+      f("probability", a.probability);
+      f("area", a.erased_area);
+      f("ratio", a.erased_ratio);
+      f("fill", a.fill);
+      break;
+    case Augmentation::Name::kMixup:
+      f("alpha", a.mixup_alpha);
+      break;
+    case Augmentation::Name::kCutmix:
+      f("alpha", a.cutmix_alpha);
       break;
   }
 }
@@ -52,139 +99,206 @@ void from_config(const ConfigNode& node, Augmentation& a) {
   const auto require = [&](bool holds, const char* what) {
     if (!holds) node.fail(what);
   };
+  const auto is_range = [](const std::vector<double>& range, double most) {
+    return range.size() == 2 && range[0] > 0 && range[0] <= range[1] && range[1] <= most;
+  };
+  constexpr double kLargestRatio = 1000;
   require(!a.padding || *a.padding >= 0, "padding must not be negative");
+  require(!a.size || *a.size >= 1, "size must be at least 1");
   require(a.probability >= 0 && a.probability <= 1, "probability must lie in [0, 1]");
   require(a.degrees >= 0 && a.degrees <= 180, "degrees must lie in [0, 180]");
   require(a.shift >= 0 && a.shift <= 1, "shift must lie in [0, 1]");
   require(a.scale >= 0 && a.scale < 1, "scale must lie in [0, 1)");
+  require(is_range(a.crop_area, 1) && is_range(a.erased_area, 1),
+          "area must be two ascending numbers in (0, 1]");
+  require(is_range(a.crop_ratio, kLargestRatio) && is_range(a.erased_ratio, kLargestRatio),
+          "ratio must be two ascending numbers in (0, 1000]");
+  require(a.brightness >= 0 && a.contrast >= 0 && a.saturation >= 0,
+          "brightness, contrast and saturation must not be negative");
+  require(a.hue >= 0 && a.hue <= 0.5, "hue must lie in [0, 0.5]");
+  require(a.operations >= 1, "operations must be at least 1");
+  require(a.bins >= 2, "bins must be at least 2");
+  require(a.magnitude >= 0 && a.magnitude < a.bins, "magnitude must lie below bins");
+  require(a.mixup_alpha > 0 && a.cutmix_alpha > 0, "alpha must be positive");
 }
 
 nlohmann::json to_config(const Augmentation& augmentation) { return write_fields(augmentation); }
 
 namespace {
 
-/// Output pixel (y, x) takes the value at (y + dy, x + dx).
-void shift_image(ImageView image, std::int64_t dy, std::int64_t dx, std::vector<float>& scratch) {
-  if (dy == 0 && dx == 0) return;
-  const std::int64_t h = image.height;
-  const std::int64_t w = image.width;
-  scratch.assign(static_cast<std::size_t>(image.numel()), 0.0F);
-  const std::int64_t first = std::max<std::int64_t>(0, -dx);
-  const std::int64_t last = std::min(w, w - dx);
-  for (std::int64_t c = 0; c < image.channels && first < last; ++c) {
-    for (std::int64_t y = std::max<std::int64_t>(0, -dy); y < std::min(h, h - dy); ++y) {
-      const float* from = image.data + (c * h + y + dy) * w;
-      std::copy(from + first + dx, from + last + dx, scratch.data() + (c * h + y) * w + first);
-    }
+using Name = Augmentation::Name;
+
+bool mixes_batches(const Augmentation& a) {
+  return a.name == Name::kMixup || a.name == Name::kCutmix;
+}
+
+bool interpolates(const Augmentation& a) {
+  return a.name == Name::kRotation || a.name == Name::kAffine || a.name == Name::kRandomResizedCrop;
+}
+
+double jitter_factor(double range, Rng& rng) {
+  return rng.uniform(std::max(0.0, 1 - range), 1 + range);
+}
+
+void jitter_colours(const Augmentation& a, Image<std::uint8_t>& image, Rng& rng) {
+  const double brightness = jitter_factor(a.brightness, rng);
+  const double contrast = jitter_factor(a.contrast, rng);
+  const double saturation = jitter_factor(a.saturation, rng);
+  const double turn = rng.uniform(-a.hue, a.hue);
+  for (const std::int64_t which : random_permutation(4, rng)) {
+    if (which == 0 && a.brightness > 0) image_ops::brightness(image, brightness);
+    if (which == 1 && a.contrast > 0) image_ops::contrast(image, contrast);
+    if (which == 2 && a.saturation > 0) image_ops::saturation(image, saturation);
+    if (which == 3 && a.hue > 0) image_ops::hue(image, turn);
   }
-  std::copy(scratch.begin(), scratch.end(), image.data);
 }
 
-void flip_rows(ImageView image) {
-  for (std::int64_t row = 0; row < image.channels * image.height; ++row)
-    std::reverse(image.data + row * image.width, image.data + (row + 1) * image.width);
-}
-
-void flip_columns(ImageView image) {
-  const std::int64_t w = image.width;
+template <class T>
+void erase(const Augmentation& a, Image<T>& image, Rng& rng) {
+  if (rng.uniform() >= a.probability) return;
+  const auto drawn =
+      image_ops::random_box(rng, image.height, image.width, {a.erased_area[0], a.erased_area[1]},
+                            {a.erased_ratio[0], a.erased_ratio[1]});
+  if (!drawn) return;
+  const image_ops::Box& box = *drawn;
   for (std::int64_t c = 0; c < image.channels; ++c) {
-    float* plane = image.data + c * image.height * w;
-    for (std::int64_t y = 0; y < image.height / 2; ++y)
-      std::swap_ranges(plane + y * w, plane + (y + 1) * w, plane + (image.height - 1 - y) * w);
-  }
-}
-
-/// Where an output pixel's value comes from, about the centre: [sx sy] = M [x y] + t.
-struct Warp {
-  double xx, xy, yx, yy, tx, ty;
-};
-
-void warp_image(ImageView image, const Warp& m, std::vector<float>& scratch) {
-  const std::int64_t h = image.height;
-  const std::int64_t w = image.width;
-  const std::int64_t plane = h * w;
-  scratch.assign(image.data, image.data + image.numel());
-  const double cy = 0.5 * static_cast<double>(h - 1);
-  const double cx = 0.5 * static_cast<double>(w - 1);
-  for (std::int64_t y = 0; y < h; ++y) {
-    for (std::int64_t x = 0; x < w; ++x) {
-      const double ry = static_cast<double>(y) - cy;
-      const double rx = static_cast<double>(x) - cx;
-      const double sy = m.yx * rx + m.yy * ry + m.ty + cy;
-      const double sx = m.xx * rx + m.xy * ry + m.tx + cx;
-      const double fy = std::floor(sy);
-      const double fx = std::floor(sx);
-      float* out = image.data + y * w + x;
-      if (fy < -1 || fx < -1 || fy >= static_cast<double>(h) || fx >= static_cast<double>(w)) {
-        for (std::int64_t c = 0; c < image.channels; ++c) out[c * plane] = 0.0F;
-        continue;
-      }
-      const auto y0 = static_cast<std::int64_t>(fy);
-      const auto x0 = static_cast<std::int64_t>(fx);
-      const auto wy = static_cast<float>(sy - fy);
-      const auto wx = static_cast<float>(sx - fx);
-      const bool top = y0 >= 0;
-      const bool bottom = y0 + 1 < h;
-      const bool left = x0 >= 0;
-      const bool right = x0 + 1 < w;
-      for (std::int64_t c = 0; c < image.channels; ++c) {
-        const std::int64_t at = c * plane + y0 * w + x0;
-        const float a = top && left ? scratch[at] : 0.0F;
-        const float b = top && right ? scratch[at + 1] : 0.0F;
-        const float d = bottom && left ? scratch[at + w] : 0.0F;
-        const float e = bottom && right ? scratch[at + w + 1] : 0.0F;
-        out[c * plane] = (1 - wy) * ((1 - wx) * a + wx * b) + wy * ((1 - wx) * d + wx * e);
+    for (std::int64_t y = box.top; y < box.top + box.height; ++y) {
+      T* row = image.data() + c * image.plane() + y * image.width + box.left;
+      for (T* value = row; value != row + box.width; ++value) {
+        if (a.fill == Augmentation::Fill::kZero) {
+          *value = T{0};
+        } else if constexpr (std::is_same_v<T, std::uint8_t>) {
+          *value = static_cast<std::uint8_t>(rng.next() >> 56);
+        } else {
+          *value = static_cast<float>(rng.uniform());
+        }
       }
     }
   }
 }
 
-/// Turns counter-clockwise by `degrees`, scales by `scale`, then shifts by (dx, dy) pixels: the
-/// inverse of that, since it maps outputs to inputs.
-Warp inverse_affine(double degrees, double scale, double dx, double dy) {
-  const double angle = degrees * std::numbers::pi / 180.0;
-  const double c = std::cos(angle) / scale;
-  const double s = std::sin(angle) / scale;
-  // With y pointing down, counter-clockwise is (x, y) -> (cos·x + sin·y, -sin·x + cos·y).
-  return {c, -s, s, c, -c * dx + s * dy, -s * dx - c * dy};
+/// Those that exist for bytes alone.
+void augment_colours(const Augmentation& a, Image<std::uint8_t>& image, Rng& rng) {
+  switch (a.name) {
+    case Name::kColorJitter:
+      jitter_colours(a, image, rng);
+      break;
+    case Name::kAutoAugment:
+      for (const DrawnOp& step : draw_autoaugment(a.policy, image.height, image.width, rng))
+        apply_policy_op(image, step.op, step.magnitude);
+      break;
+    case Name::kRandAugment:
+      for (const DrawnOp& step :
+           draw_randaugment(a.operations, a.magnitude, a.bins, image.height, image.width, rng))
+        apply_policy_op(image, step.op, step.magnitude);
+      break;
+    case Name::kTrivialAugment: {
+      const DrawnOp step = draw_trivialaugment(a.bins, image.height, image.width, rng);
+      apply_policy_op(image, step.op, step.magnitude);
+      break;
+    }
+    default:
+      WS_CHECK(false, "not an augmentation of colours");
+  }
+}
+
+template <class T>
+void augment_once(const Augmentation& a, Image<T>& image, Rng& rng) {
+  switch (a.name) {
+    case Name::kRandomCrop: {
+      const std::int64_t padding = a.padding.value_or((image.height + 7) / 8);
+      WS_CHECK(padding >= 0);
+      const auto offset = [&] {
+        return static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(2 * padding + 1))) -
+               padding;
+      };
+      const std::int64_t dy = offset();
+      const std::int64_t dx = offset();
+      image_ops::shift(image, dy, dx);
+      break;
+    }
+    case Name::kRandomResizedCrop: {
+      const std::array ratio{a.crop_ratio[0], a.crop_ratio[1]};
+      const auto box = image_ops::random_box(rng, image.height, image.width,
+                                             {a.crop_area[0], a.crop_area[1]}, ratio);
+      image_ops::resized_crop(image,
+                              box ? *box : image_ops::central_box(image.height, image.width, ratio),
+                              a.size.value_or(image.height));
+      break;
+    }
+    case Name::kHorizontalFlip:
+      if (rng.uniform() < a.probability) image_ops::flip_left_right(image);
+      break;
+    case Name::kVerticalFlip:
+      if (rng.uniform() < a.probability) image_ops::flip_top_bottom(image);
+      break;
+    case Name::kRotation:
+      image_ops::warp_bilinear(
+          image, image_ops::inverse_affine(rng.uniform(-a.degrees, a.degrees), 1, 0, 0));
+      break;
+    case Name::kAffine: {
+      const double degrees = rng.uniform(-a.degrees, a.degrees);
+      const double scale = 1.0 + rng.uniform(-a.scale, a.scale);
+      const double dx = rng.uniform(-a.shift, a.shift) * static_cast<double>(image.width);
+      const double dy = rng.uniform(-a.shift, a.shift) * static_cast<double>(image.height);
+      image_ops::warp_bilinear(image, image_ops::inverse_affine(degrees, scale, dx, dy));
+      break;
+    }
+    case Name::kRandomErasing:
+      erase(a, image, rng);
+      break;
+    case Name::kMixup:
+    case Name::kCutmix:
+      break;
+    default:
+      if constexpr (std::is_same_v<T, std::uint8_t>) {
+        augment_colours(a, image, rng);
+      } else {
+        WS_CHECK(false, "colours are changed as bytes");
+      }
+  }
 }
 
 }  // namespace
 
-void augment(const Pipeline& pipeline, ImageView image, Rng& rng, std::vector<float>& scratch) {
-  for (const Augmentation& a : pipeline) {
-    switch (a.name) {
-      case Augmentation::Name::kRandomCrop: {
-        const std::int64_t padding = a.padding.value_or((image.height + 7) / 8);
-        WS_CHECK(padding >= 0);
-        const auto offset = [&] {
-          return static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(2 * padding + 1))) -
-                 padding;
-        };
-        const std::int64_t dy = offset();
-        const std::int64_t dx = offset();
-        shift_image(image, dy, dx, scratch);
-        break;
-      }
-      case Augmentation::Name::kHorizontalFlip:
-        if (rng.uniform() < a.probability) flip_rows(image);
-        break;
-      case Augmentation::Name::kVerticalFlip:
-        if (rng.uniform() < a.probability) flip_columns(image);
-        break;
-      case Augmentation::Name::kRotation:
-        warp_image(image, inverse_affine(rng.uniform(-a.degrees, a.degrees), 1, 0, 0), scratch);
-        break;
-      case Augmentation::Name::kAffine: {
-        const double degrees = rng.uniform(-a.degrees, a.degrees);
-        const double scale = 1.0 + rng.uniform(-a.scale, a.scale);
-        const double dx = rng.uniform(-a.shift, a.shift) * static_cast<double>(image.width);
-        const double dy = rng.uniform(-a.shift, a.shift) * static_cast<double>(image.height);
-        warp_image(image, inverse_affine(degrees, scale, dx, dy), scratch);
-        break;
-      }
-    }
-  }
+void validate_pipeline(const Pipeline& pipeline, const std::string& key) {
+  const auto first = std::find_if(pipeline.begin(), pipeline.end(), mixes_batches);
+  if (!std::all_of(first, pipeline.end(), mixes_batches))
+    throw Error(ErrorKind::kConfig, key, "mixup and cutmix mix what the other augmentations made",
+                "put them at the end");
+  if (pipeline.end() - first > 2 ||
+      (pipeline.end() - first == 2 && first->name == std::next(first)->name))
+    throw Error(ErrorKind::kConfig, key, "mixes batches twice in the same way",
+                "one mixup and one cutmix at most");
 }
+
+bool needs_colour(const Augmentation& a) {
+  return a.name == Name::kColorJitter || a.name == Name::kAutoAugment ||
+         a.name == Name::kRandAugment || a.name == Name::kTrivialAugment;
+}
+
+std::size_t steps_on_bytes(const Pipeline& pipeline) {
+  const auto last_colour =
+      std::find_if(pipeline.rbegin(), pipeline.rend(), [](const Augmentation& a) {
+        return needs_colour(a) || a.name == Name::kRandomErasing;  // noise has the range of bytes
+      });
+  const auto first_float = std::find_if(last_colour.base(), pipeline.end(), interpolates);
+  return static_cast<std::size_t>(first_float - pipeline.begin());
+}
+
+std::array<std::int64_t, 2> augmented_size(const Pipeline& pipeline, std::int64_t height,
+                                           std::int64_t width) {
+  for (const Augmentation& a : pipeline)
+    if (a.name == Name::kRandomResizedCrop) height = width = a.size.value_or(height);
+  return {height, width};
+}
+
+template <class T>
+void augment(std::span<const Augmentation> steps, Image<T>& image, Rng& rng) {
+  for (const Augmentation& step : steps) augment_once(step, image, rng);
+}
+
+template void augment(std::span<const Augmentation>, Image<std::uint8_t>&, Rng&);
+template void augment(std::span<const Augmentation>, Image<float>&, Rng&);
 
 }  // namespace weightsmith

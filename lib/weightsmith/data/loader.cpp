@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
 #include <utility>
 
+#include "weightsmith/config/enum_names.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/data/random_stream.h"
@@ -14,26 +16,29 @@
 namespace weightsmith {
 namespace {
 
-/// The values of one stored sample as float.
-void copy_sample(const at::Tensor& images, std::int64_t sample, std::int64_t numel, float* out) {
-  if (images.scalar_type() == at::kByte) {
-    const auto* from = images.data_ptr<std::uint8_t>() + sample * numel;
-    std::transform(from, from + numel, out, [](std::uint8_t v) { return static_cast<float>(v); });
-  } else {
-    const auto* from = images.data_ptr<float>() + sample * numel;
-    std::copy(from, from + numel, out);
-  }
-}
-
-void normalise(const Normalisation& n, std::int64_t numel, std::int64_t channels, float* values) {
-  const std::int64_t plane = numel / channels;
+/// Writes (value · scale + offset) of every channel's `plane` values.
+template <class T>
+void normalise(const Normalisation& n, const T* values, std::int64_t channels, std::int64_t plane,
+               float* out) {
   for (std::int64_t c = 0; c < channels; ++c) {
     const std::size_t k = n.scale.size() == 1 ? 0 : static_cast<std::size_t>(c);
     const float scale = n.scale[k];
     const float offset = n.offset[k];
-    for (float* v = values + c * plane; v != values + (c + 1) * plane; ++v)
-      *v = *v * scale + offset;
+    for (std::int64_t i = c * plane; i < (c + 1) * plane; ++i)
+      out[i] = static_cast<float>(values[i]) * scale + offset;
   }
+}
+
+/// Starts an image from a stored sample.
+template <class T>
+void set_image(Image<T>& image, const at::Tensor& images, std::int64_t sample) {
+  image.reshape(images.size(1), images.size(2), images.size(3));
+  const T* from = images.data_ptr<T>() + sample * image.numel();
+  std::copy(from, from + image.numel(), image.data());
+}
+
+bool has_colours(const at::Tensor& images) {
+  return images.scalar_type() == at::kByte && (images.size(1) == 1 || images.size(1) == 3);
 }
 
 }  // namespace
@@ -49,12 +54,20 @@ Loader::Loader(const Dataset& dataset, LoaderOptions options, LoaderPosition sta
   WS_CHECK(options_.batch_size > 0 && options_.threads > 0 && options_.prefetch > 0);
   WS_CHECK(dataset.size() > 0 && dataset.images.is_contiguous() && dataset.labels.is_contiguous());
   if (options_.pipelines.empty()) options_.pipelines.emplace_back();
-  for (const Pipeline& pipeline : options_.pipelines)
+  for (const Pipeline& pipeline : options_.pipelines) {
     if (!pipeline.empty() && dataset.images.dim() != 4)
       throw Error(ErrorKind::kConfig, "augmentations",
                   fmt::format("{} holds samples of {} dimensions, not images (C, H, W)",
                               dataset.where, dataset.images.dim() - 1),
                   "leave the pipelines empty");
+    for (const Augmentation& a : pipeline)
+      if (needs_colour(a) && !has_colours(dataset.images))
+        throw Error(ErrorKind::kConfig, "augmentations",
+                    fmt::format("{} changes colours; the images of {} are {} of {} channels",
+                                enum_name(a.name), dataset.where,
+                                at::toString(dataset.images.scalar_type()), dataset.images.size(1)),
+                    "it needs uint8 images of 1 or 3 channels");
+  }
   batches_per_epoch_ = weightsmith::batches_per_epoch(dataset.size(), options_.batch_size);
   claimed_ = consumed_ = start.epoch * batches_per_epoch_ + start.batch;
   slots_.resize(static_cast<std::size_t>(options_.prefetch));
@@ -85,7 +98,7 @@ Batch Loader::next() {
 }
 
 void Loader::work() {
-  std::vector<float> scratch;
+  Scratch scratch;
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [&] { return stopping_ || claimed_ < consumed_ + options_.prefetch; });
@@ -115,7 +128,7 @@ std::vector<std::int64_t> Loader::sample_order(std::int64_t epoch) const {
 
 // Plain loops instead of tensor operations: those would start a pool of OpenMP threads in each of
 // the loader's own threads.
-Batch Loader::prepare(std::int64_t number, std::vector<float>& scratch) const {
+Batch Loader::prepare(std::int64_t number, Scratch& scratch) const {
   Batch batch;
   batch.position = {number / batches_per_epoch_, number % batches_per_epoch_};
   const auto epoch = static_cast<std::uint64_t>(batch.position.epoch);
@@ -131,30 +144,73 @@ Batch Loader::prepare(std::int64_t number, std::vector<float>& scratch) const {
     samples.assign(order_.begin() + begin, order_.begin() + begin + count);
   }
 
-  const at::Tensor& images = dataset_.images;
-  const std::int64_t numel = images.numel() / images.size(0);
-  const std::int64_t channels = images.size(1);
-  std::vector<std::int64_t> shape = images.sizes().vec();
-  shape[0] = count;
   batch.labels = at::empty({count}, at::kLong);
   for (std::int64_t i = 0; i < count; ++i)
     batch.labels.data_ptr<std::int64_t>()[i] = dataset_.labels.data_ptr<std::int64_t>()[samples[i]];
   for (std::size_t p = 0; p < options_.pipelines.size(); ++p) {
-    at::Tensor view = at::empty(shape, at::kFloat);
-    for (std::int64_t i = 0; i < count; ++i) {
-      float* out = view.data_ptr<float>() + i * numel;
-      copy_sample(images, samples[i], numel, out);
-      if (!options_.pipelines[p].empty()) {
-        Rng rng(static_cast<std::uint64_t>(options_.seed),
-                {kAugmentStream, epoch, static_cast<std::uint64_t>(samples[i]), p});
-        augment(options_.pipelines[p], {out, channels, images.size(2), images.size(3)}, rng,
-                scratch);
-      }
-      normalise(normalisation_, numel, channels, out);
-    }
-    batch.views.push_back(std::move(view));
+    batch.views.push_back(prepare_view(p, epoch, samples, scratch));
+    Rng rng(static_cast<std::uint64_t>(options_.seed),
+            {kMixingStream, epoch, static_cast<std::uint64_t>(batch.position.batch), p});
+    batch.mixing.push_back(mix_batch(options_.pipelines[p], batch.views.back(), batch.labels, rng));
   }
   return batch;
+}
+
+at::Tensor Loader::prepare_view(std::size_t p, std::uint64_t epoch,
+                                const std::vector<std::int64_t>& samples, Scratch& scratch) const {
+  const Pipeline& pipeline = options_.pipelines[p];
+  std::vector<std::int64_t> shape = dataset_.images.sizes().vec();
+  shape[0] = static_cast<std::int64_t>(samples.size());
+  if (shape.size() == 4) {
+    const auto [height, width] = augmented_size(pipeline, shape[2], shape[3]);
+    shape[2] = height;
+    shape[3] = width;
+  }
+  at::Tensor view = at::empty(shape, at::kFloat);
+  const std::int64_t numel = view.numel() / shape[0];
+  for (std::size_t i = 0; i < samples.size(); ++i) {
+    Rng rng(static_cast<std::uint64_t>(options_.seed),
+            {kAugmentStream, epoch, static_cast<std::uint64_t>(samples[i]), p});
+    prepare_image(pipeline, samples[i], rng, scratch,
+                  view.data_ptr<float>() + static_cast<std::int64_t>(i) * numel);
+  }
+  return view;
+}
+
+void Loader::prepare_image(const Pipeline& pipeline, std::int64_t sample, Rng& rng,
+                           Scratch& scratch, float* out) const {
+  const at::Tensor& images = dataset_.images;
+  const std::int64_t channels = images.size(1);
+  const bool is_bytes = images.scalar_type() == at::kByte;
+  if (pipeline.empty()) {
+    const std::int64_t numel = images.numel() / images.size(0);
+    if (is_bytes) {
+      normalise(normalisation_, images.data_ptr<std::uint8_t>() + sample * numel, channels,
+                numel / channels, out);
+    } else {
+      normalise(normalisation_, images.data_ptr<float>() + sample * numel, channels,
+                numel / channels, out);
+    }
+    return;
+  }
+  const std::span<const Augmentation> steps(pipeline);
+  const std::size_t on_bytes = is_bytes ? steps_on_bytes(pipeline) : 0;
+  Image<float>& values = scratch.values;
+  if (is_bytes) {
+    Image<std::uint8_t>& bytes = scratch.bytes;
+    set_image(bytes, images, sample);
+    augment(steps.first(on_bytes), bytes, rng);
+    if (on_bytes == steps.size()) {
+      normalise(normalisation_, bytes.data(), channels, bytes.plane(), out);
+      return;
+    }
+    values.reshape(bytes.channels, bytes.height, bytes.width);
+    std::copy(bytes.data(), bytes.data() + bytes.numel(), values.data());
+  } else {
+    set_image(values, images, sample);
+  }
+  augment(steps.subspan(on_bytes), values, rng);
+  normalise(normalisation_, values.data(), channels, values.plane(), out);
 }
 
 }  // namespace weightsmith

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "weightsmith/data/augment.h"
+#include "weightsmith/data/batch_mixing.h"
 #include "weightsmith/data/dataset.h"
 
 namespace weightsmith {
@@ -34,14 +35,15 @@ struct Batch {
   LoaderPosition position;
   std::vector<at::Tensor> views;  ///< one a pipeline: (B, ...) float32, normalised; same samples
   at::Tensor labels;              ///< (B) int64
+  std::vector<Mixing> mixing;     ///< one a view: what mixup or cutmix mixed into it
 };
 
 /// Batches that an epoch over `samples` samples has; see Loader.
 std::int64_t batches_per_epoch(std::int64_t samples, std::int64_t batch_size);
 
 /// Shuffled, augmented, normalised batches, prepared by threads of its own. What a batch holds
-/// depends on (seed, epoch, sample, pipeline) alone: not on the number of threads, nor on where
-/// reading began, so a run resumes from a LoaderPosition.
+/// depends on (seed, epoch, sample, pipeline) and, for mixed batches, its number alone: not on the
+/// number of threads, nor on where reading began, so a run resumes from a LoaderPosition.
 ///
 /// An epoch visits every sample once. Its last batch may be smaller; one that would hold a single
 /// sample is left out, because batch statistics of one sample mean nothing (unless it is the only
@@ -49,7 +51,8 @@ std::int64_t batches_per_epoch(std::int64_t samples, std::int64_t batch_size);
 class Loader {
  public:
   /// `dataset` must outlive the loader. Throws Error{kConfig} when a pipeline is asked of samples
-  /// that are not images (C, H, W).
+  /// that are not images (C, H, W), or changes of colour of images that are not bytes of one or
+  /// three channels.
   Loader(const Dataset& dataset, LoaderOptions options, LoaderPosition start = {});
   /// Stops the threads and waits for them.
   ~Loader();
@@ -68,7 +71,18 @@ class Loader {
   };
 
   void work();
-  Batch prepare(std::int64_t number, std::vector<float>& scratch) const;
+  /// Working memory of a thread.
+  struct Scratch {
+    Image<std::uint8_t> bytes;
+    Image<float> values;
+  };
+
+  Batch prepare(std::int64_t number, Scratch& scratch) const;
+  at::Tensor prepare_view(std::size_t pipeline, std::uint64_t epoch,
+                          const std::vector<std::int64_t>& samples, Scratch& scratch) const;
+  /// Sample number `sample`, augmented, into `out`.
+  void prepare_image(const Pipeline& pipeline, std::int64_t sample, Rng& rng, Scratch& scratch,
+                     float* out) const;
   std::vector<std::int64_t> sample_order(std::int64_t epoch) const;
 
   const Dataset& dataset_;

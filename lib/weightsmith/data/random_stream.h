@@ -17,6 +17,7 @@ enum RandomStream : std::uint64_t {
   kForwardStream = 7,     ///< (seed, step): what a network draws itself (dropout)
   kBootstrapStream = 8,   ///< (seed): resamples of reference samples
   kBaselineStream = 9,    ///< (seed): which sample is whose baseline
+  kMixingStream = 10,     ///< (seed, epoch, batch, pipeline): mixup and cutmix
 };
 
 }  // namespace weightsmith

@@ -29,7 +29,7 @@ Distillation::Distillation(const DistillationConfig& config, at::Device device, 
     : config_(config), teacher_(load_teacher(config, device, trust)) {}
 
 at::Tensor Distillation::loss(const Objective& objective, const at::Tensor& outputs,
-                              const at::Tensor& inputs, const at::Tensor& labels) {
+                              const at::Tensor& inputs, const at::Tensor& label_loss) {
   at::Tensor scores;
   {
     const at::NoGradGuard no_grad;
@@ -41,7 +41,7 @@ at::Tensor Distillation::loss(const Objective& objective, const at::Tensor& outp
           ? objective.loss(outputs, scores.argmax(1))
           : mean_divergence(objective.scores(outputs) / t, scores / t) * (t * t);
   if (config_.weight == 1) return learnt;
-  return learnt * config_.weight + objective.loss(outputs, labels) * (1 - config_.weight);
+  return learnt * config_.weight + label_loss * (1 - config_.weight);
 }
 
 }  // namespace weightsmith

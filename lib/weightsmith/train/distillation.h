@@ -24,9 +24,10 @@ class Distillation {
   /// Loads the teacher. Throws as ScriptModel::load does.
   Distillation(const DistillationConfig& config, at::Device device, bool trust);
 
-  /// The loss of a student's `outputs` (B, D) for `inputs` (B, ...); a differentiable scalar.
+  /// The loss of a student's `outputs` (B, D) for `inputs` (B, ...), given what they lose by the
+  /// labels, L(labels); a differentiable scalar.
   at::Tensor loss(const Objective& objective, const at::Tensor& outputs, const at::Tensor& inputs,
-                  const at::Tensor& labels);
+                  const at::Tensor& label_loss);
 
   const ScriptModel& teacher() const { return teacher_; }
 

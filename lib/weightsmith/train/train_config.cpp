@@ -295,6 +295,8 @@ void TrainConfig::validate() const {
   if (data.test) data.test->validate("data.test");
   require(data.validation >= 0 && data.validation < 1, "data.validation", "must lie in [0, 1)");
   require(data.label_noise >= 0 && data.label_noise <= 1, "data.label_noise", "must lie in [0, 1]");
+  for (std::size_t i = 0; i < augmentations.size(); ++i)
+    validate_pipeline(augmentations[i], fmt::format("augmentations[{}]", i));
   require(epochs >= 1, "epochs", "must be at least 1");
   require(batch_size >= 1, "batch_size", "must be at least 1");
   if (compare.empty()) {

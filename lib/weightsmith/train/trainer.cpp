@@ -96,8 +96,12 @@ class Run {
     const at::NoGradGuard no_grad;
     model_.train(false);
     loss_of(normalised_batch(data_.train, 0, 1).to(device_),
-            data_.train.labels.narrow(0, 0, 1).to(device_));
-    const Loader loader(data_.train, loader_options(config_));
+            data_.train.labels.narrow(0, 0, 1).to(device_), {});
+    // The sizes that pipelines make may differ from the stored one.
+    Loader loader(data_.train, loader_options(config_));
+    const Batch batch = loader.next();
+    for (const at::Tensor& view : batch.views)
+      loss_of(view.narrow(0, 0, 1).to(device_), batch.labels.narrow(0, 0, 1).to(device_), {});
     nlohmann::json plan = {{"dry_run", true},
                            {"parameters", result_.parameters},
                            {"heads", arena_->heads()},
@@ -290,7 +294,7 @@ class Run {
                         .next());
     norms_.show(method_->head());
     try {
-      const double value = backward(batch.views[view].to(device_), batch.labels.to(device_), here);
+      const double value = backward(batch, view, here);
       state_.loss_sum += value;
       ++state_.loss_count;
     } catch (...) {
@@ -304,7 +308,11 @@ class Run {
   /// Adds the gradients of the batch's mean loss, part by part, to the parameters' and returns that
   /// loss. No part but an only one holds a single sample (train/trainer.h).
   template <class Here>
-  double backward(const at::Tensor& inputs, const at::Tensor& labels, const Here& here) {
+  double backward(const Batch& batch, std::size_t view, const Here& here) {
+    const at::Tensor inputs = batch.views[view].to(device_);
+    const at::Tensor labels = batch.labels.to(device_);
+    Mixing mixing = batch.mixing[view];
+    if (mixing.labels.defined()) mixing.labels = mixing.labels.to(device_);
     const std::int64_t samples = labels.size(0);
     const std::int64_t parts =
         std::clamp<std::int64_t>(samples / 2, 1, config_.optimizer.accumulate);
@@ -313,8 +321,10 @@ class Run {
       const std::int64_t begin = p * samples / parts;
       const std::int64_t count = (p + 1) * samples / parts - begin;
       const double share = static_cast<double>(count) / static_cast<double>(samples);
+      Mixing part = mixing;
+      if (part.labels.defined()) part.labels = part.labels.narrow(0, begin, count);
       const at::Tensor loss =
-          loss_of(inputs.narrow(0, begin, count), labels.narrow(0, begin, count));
+          loss_of(inputs.narrow(0, begin, count), labels.narrow(0, begin, count), part);
       const auto value = loss.item<double>();
       if (!std::isfinite(value))
         throw Error(ErrorKind::kNumeric, model_.where(),
@@ -327,10 +337,12 @@ class Run {
     return sum;
   }
 
-  at::Tensor loss_of(const at::Tensor& inputs, const at::Tensor& labels) {
+  at::Tensor loss_of(const at::Tensor& inputs, const at::Tensor& labels, const Mixing& mixing) {
     const at::Tensor outputs = model_.forward(inputs);
-    return distillation_ ? distillation_->loss(objective_, outputs, inputs, labels)
-                         : objective_.loss(outputs, labels);
+    at::Tensor loss = objective_.loss(outputs, labels);
+    if (mixing.labels.defined())
+      loss = loss * mixing.share + objective_.loss(outputs, mixing.labels) * (1 - mixing.share);
+    return distillation_ ? distillation_->loss(objective_, outputs, inputs, loss) : loss;
   }
 
   /// Writes everything and ends the run; a resumed one goes on with the next batch.

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <numbers>
 #include <set>
+#include <span>
+
+#include "support/images.h"
 
 namespace weightsmith {
 namespace {
@@ -17,12 +20,10 @@ at::Tensor pattern(std::int64_t c, std::int64_t h, std::int64_t w) {
 }
 
 at::Tensor apply(const at::Tensor& image, const Pipeline& pipeline, std::uint64_t seed) {
-  at::Tensor copy = image.clone();
   Rng rng(seed);
-  std::vector<float> scratch;
-  augment(pipeline, {copy.data_ptr<float>(), copy.size(0), copy.size(1), copy.size(2)}, rng,
-          scratch);
-  return copy;
+  Image<float> values = testing::image_of<float>(image);
+  augment(std::span<const Augmentation>(pipeline), values, rng);
+  return testing::tensor_of(values);
 }
 
 /// Slow twin of an affine augmentation, by its definition: rotate, scale, shift; then bilinear.
@@ -137,6 +138,108 @@ TEST_CASE("augmentations of size zero leave the image as it is", "[data]") {
   crop.padding = 0;
   CHECK(apply(image, {affine, rotation, crop}, 5).equal(image));
   CHECK(apply(image, {}, 5).equal(image));
+}
+
+at::Tensor apply_to_bytes(const at::Tensor& image, const Pipeline& pipeline, std::uint64_t seed) {
+  Rng rng(seed);
+  Image<std::uint8_t> bytes = testing::image_of<std::uint8_t>(image.to(at::kByte));
+  augment(std::span<const Augmentation>(pipeline), bytes, rng);
+  return testing::tensor_of(bytes);
+}
+
+TEST_CASE("bytes and floats go the same way, bytes rounded", "[data]") {
+  const at::Tensor image = pattern(3, 7, 9);
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
+    const Pipeline exact{
+        testing::augmentation(Name::kRandomCrop), testing::augmentation(Name::kHorizontalFlip),
+        testing::augmentation(Name::kVerticalFlip), testing::augmentation(Name::kRandomErasing)};
+    CHECK(apply_to_bytes(image, exact, seed).to(at::kFloat).equal(apply(image, exact, seed)));
+    for (const Name name : {Name::kRotation, Name::kAffine, Name::kRandomResizedCrop}) {
+      const at::Tensor floats = apply(image, {testing::augmentation(name)}, seed);
+      const at::Tensor bytes = apply_to_bytes(image, {testing::augmentation(name)}, seed);
+      CHECK(bytes.sizes() == floats.sizes());
+      CHECK((bytes.to(at::kFloat) - floats).abs().max().item<double>() <= 0.5);
+    }
+  }
+}
+
+TEST_CASE("a pipeline works on bytes until all that is left can be done on floats", "[data]") {
+  const Augmentation crop = testing::augmentation(Name::kRandomCrop);
+  const Augmentation rotation = testing::augmentation(Name::kRotation);
+  const Augmentation policy = testing::augmentation(Name::kAutoAugment);
+  CHECK(steps_on_bytes({crop, crop}) == 2);
+  CHECK(steps_on_bytes({crop, rotation, crop}) == 1);
+  CHECK(steps_on_bytes({rotation, policy, crop, rotation}) == 3);
+  CHECK(steps_on_bytes({rotation, testing::augmentation(Name::kRandomErasing)}) == 2);
+  CHECK(steps_on_bytes({}) == 0);
+}
+
+TEST_CASE("a random resized crop shows a box of the image in the size asked for", "[data]") {
+  // Values are coordinates, so that a corner of the result tells where the box began.
+  const at::Tensor image = at::stack({at::arange(40.0).view({1, 40}).expand({30, 40}),
+                                      at::arange(30.0).view({30, 1}).expand({30, 40})})
+                               .to(at::kFloat);
+  Augmentation crop = testing::augmentation(Name::kRandomResizedCrop);
+  crop.size = 12;
+  CHECK(augmented_size({crop, testing::augmentation(Name::kHorizontalFlip)}, 30, 40) ==
+        std::array<std::int64_t, 2>{12, 12});
+  double smallest = 1;
+  double largest = 0;
+  for (std::uint64_t seed = 0; seed < 300; ++seed) {
+    const at::Tensor out = apply(image, {crop}, seed);
+    REQUIRE(out.sizes() == at::IntArrayRef({2, 12, 12}));
+    const double width = (out[0][0][7] - out[0][0][4]).item<double>() * 4;  // of 12 steps
+    const double height = (out[1][7][0] - out[1][4][0]).item<double>() * 4;
+    CHECK(width / height > 0.75 - 0.15);
+    CHECK(width / height < 4.0 / 3 + 0.15);
+    smallest = std::min(smallest, width * height / 1200);
+    largest = std::max(largest, width * height / 1200);
+  }
+  CHECK(smallest < 0.15);
+  CHECK(smallest > 0.05);
+  CHECK(largest > 0.8);
+  CHECK(largest <= 1.001);
+  crop.crop_area = {1, 1};
+  crop.crop_ratio = {4.0 / 3, 4.0 / 3};
+  crop.size = 30;
+  const at::Tensor whole = apply(image, {crop}, 1);
+  CHECK(whole[1].equal(image[1].slice(1, 0, 30)));  // all rows; columns are resized
+}
+
+TEST_CASE("erasing overwrites one box, with its probability", "[data]") {
+  const at::Tensor image = pattern(2, 16, 16).remainder(200) + 20;
+  Augmentation erase = testing::augmentation(Name::kRandomErasing);
+  int erased = 0;
+  for (std::uint64_t seed = 0; seed < 400; ++seed) {
+    const at::Tensor out = apply_to_bytes(image, {erase}, seed);
+    const at::Tensor gone = out.ne(image.to(at::kByte));
+    if (!gone.any().item<bool>()) continue;
+    ++erased;
+    CHECK(out.masked_select(gone).eq(0).all().item<bool>());
+    CHECK(gone[0].equal(gone[1]));
+    const auto count = gone[0].sum().item<std::int64_t>();
+    CHECK(gone[0].any(0).sum().item<std::int64_t>() * gone[0].any(1).sum().item<std::int64_t>() ==
+          count);
+    CHECK(count <= 0.4 * 256);
+  }
+  CHECK(erased > 150);
+  CHECK(erased < 250);
+  erase.probability = 1;
+  erase.fill = Augmentation::Fill::kNoise;
+  const at::Tensor noisy = apply_to_bytes(image, {erase}, 3);
+  CHECK(noisy.masked_select(noisy.ne(image.to(at::kByte))).to(at::kFloat).std().item<double>() >
+        30);
+}
+
+TEST_CASE("colour jitter of no strength changes nothing, else it stays within bytes", "[data]") {
+  const at::Tensor image = pattern(3, 6, 6).remainder(256);
+  Augmentation jitter = testing::augmentation(Name::kColorJitter);
+  int changed = 0;
+  for (std::uint64_t seed = 0; seed < 20; ++seed)
+    changed += apply_to_bytes(image, {jitter}, seed).equal(image.to(at::kByte)) ? 0 : 1;
+  CHECK(changed == 20);
+  jitter.brightness = jitter.contrast = jitter.saturation = jitter.hue = 0;
+  CHECK(apply_to_bytes(image, {jitter}, 1).equal(image.to(at::kByte)));
 }
 
 }  // namespace

@@ -67,9 +67,46 @@ TEST_CASE("an augmentation is a name or an object with the parameters it has", "
   };
   CHECK_THAT(refused(R"({"name": "horizontal_flip", "padding": 1})"),
              Catch::Contains("padding") && Catch::Contains("unknown key"));
-  CHECK_THAT(refused(R"("mixup")"), Catch::Contains("known values"));
+  CHECK_THAT(refused(R"("mixdown")"), Catch::Contains("known values"));
   CHECK_THAT(refused(R"({"name": "rotation", "degrees": 181})"), Catch::Contains("[0, 180]"));
   CHECK_THAT(refused(R"({"padding": 1})"), Catch::Contains("name"));
+  CHECK_THAT(refused(R"({"name": "autoaugment", "policy": "svhn"})"),
+             Catch::Contains("cifar10, imagenet"));
+  CHECK_THAT(refused(R"({"name": "randaugment", "magnitude": 31})"), Catch::Contains("below bins"));
+  CHECK_THAT(refused(R"({"name": "random_resized_crop", "area": [0.5, 0.2]})"),
+             Catch::Contains("area"));
+  CHECK_THAT(refused(R"({"name": "random_erasing", "ratio": [0, 1]})"), Catch::Contains("ratio"));
+  CHECK_THAT(refused(R"({"name": "color_jitter", "hue": 0.6})"), Catch::Contains("hue"));
+  CHECK_THAT(refused(R"({"name": "mixup", "alpha": 0})"), Catch::Contains("alpha"));
+}
+
+TEST_CASE("every augmentation keeps its parameters when it is written and read", "[data]") {
+  for (const auto& [name, text] : enum_names(Augmentation::Name{})) {
+    INFO(text);
+    const auto by_name = parse<Augmentation>('"' + std::string(text) + '"');
+    const nlohmann::json written = to_config(by_name);
+    CHECK(written["name"] == text);
+    CHECK(to_config(parse<Augmentation>(written.dump())) == written);
+  }
+  // One key, a range of each augmentation's own.
+  CHECK(to_config(parse<Augmentation>(R"("random_erasing")"))["area"][0] == 0.02);
+  CHECK(to_config(parse<Augmentation>(R"("random_resized_crop")"))["area"][0] == 0.08);
+  CHECK(to_config(parse<Augmentation>(R"("mixup")"))["alpha"] == 0.2);
+  CHECK(to_config(parse<Augmentation>(R"("cutmix")"))["alpha"] == 1.0);
+}
+
+TEST_CASE("batches are mixed at the end of a pipeline, and not twice alike", "[data]") {
+  const auto pipeline = [](const std::string& text) {
+    const nlohmann::json json = nlohmann::json::parse(text);
+    const std::filesystem::path base;
+    Pipeline steps;
+    detail::read_value(ConfigNode{json, "p", base}, steps);
+    return steps;
+  };
+  validate_pipeline(pipeline(R"(["random_crop", "mixup", "cutmix"])"), "p");
+  for (const char* text : {R"(["mixup", "random_crop"])", R"(["cutmix", "cutmix"])"})
+    CHECK_THAT(error_of(ErrorKind::kConfig, [&] { validate_pipeline(pipeline(text), "key"); }),
+               Catch::Contains("key"));
 }
 
 }  // namespace

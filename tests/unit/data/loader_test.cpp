@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "support/expect_error.h"
+#include "support/images.h"
 
 namespace weightsmith {
 namespace {
@@ -32,14 +33,20 @@ LoaderOptions options_of(int threads) {
   options.threads = threads;
   options.prefetch = 3;
   options.pipelines = {{{Augmentation::Name::kRandomCrop}},
-                       {{Augmentation::Name::kHorizontalFlip}, {Augmentation::Name::kAffine}}};
+                       {{Augmentation::Name::kHorizontalFlip}, {Augmentation::Name::kAffine}},
+                       {testing::augmentation(Augmentation::Name::kRandAugment),
+                        testing::augmentation(Augmentation::Name::kRotation)},
+                       {testing::augmentation(Augmentation::Name::kTrivialAugment),
+                        testing::augmentation(Augmentation::Name::kMixup)}};
   return options;
 }
 
 bool same(const Batch& a, const Batch& b) {
   bool equal = a.position.epoch == b.position.epoch && a.position.batch == b.position.batch &&
                a.labels.equal(b.labels) && a.views.size() == b.views.size();
-  for (std::size_t i = 0; equal && i < a.views.size(); ++i) equal = a.views[i].equal(b.views[i]);
+  for (std::size_t i = 0; equal && i < a.views.size(); ++i)
+    equal = a.views[i].equal(b.views[i]) && a.mixing[i].share == b.mixing[i].share &&
+            (!a.mixing[i].labels.defined() || a.mixing[i].labels.equal(b.mixing[i].labels));
   return equal;
 }
 
@@ -140,6 +147,36 @@ TEST_CASE("pipelines are refused for samples that are not images", "[data]") {
   LoaderOptions options;
   options.batch_size = 4;
   CHECK(Loader(set, options).next().views[0].sizes() == at::IntArrayRef({4, 16}));
+}
+
+TEST_CASE("changes of colour are refused for floats and for other channels", "[data]") {
+  LoaderOptions options;
+  options.pipelines = {{testing::augmentation(Augmentation::Name::kAutoAugment)}};
+  Dataset set = numbered(8);
+  Loader(set, options).next();
+  set.images = set.images.to(at::kFloat);
+  CHECK_THAT(testing::error_of(ErrorKind::kConfig, [&] { Loader loader(set, options); }),
+             Catch::Contains("autoaugment") && Catch::Contains("Float"));
+  set.images = at::zeros({8, 2, 4, 4}, at::kByte);
+  CHECK_THAT(testing::error_of(ErrorKind::kConfig, [&] { Loader loader(set, options); }),
+             Catch::Contains("2 channels"));
+  // What moves pixels takes any.
+  options.pipelines = {{testing::augmentation(Augmentation::Name::kRandomCrop),
+                        testing::augmentation(Augmentation::Name::kRotation),
+                        testing::augmentation(Augmentation::Name::kRandomErasing)}};
+  CHECK(Loader(set, options).next().views[0].sizes() == at::IntArrayRef({8, 2, 4, 4}));
+}
+
+TEST_CASE("a view has the size that its pipeline makes", "[data]") {
+  LoaderOptions options;
+  options.batch_size = 4;
+  Augmentation crop = testing::augmentation(Augmentation::Name::kRandomResizedCrop);
+  crop.size = 7;
+  options.pipelines = {{crop, testing::augmentation(Augmentation::Name::kHorizontalFlip)}, {}};
+  const Dataset set = numbered(8);
+  const Batch batch = Loader(set, options).next();
+  CHECK(batch.views[0].sizes() == at::IntArrayRef({4, 1, 7, 7}));
+  CHECK(batch.views[1].sizes() == at::IntArrayRef({4, 1, 4, 4}));
 }
 
 }  // namespace

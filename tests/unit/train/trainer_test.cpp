@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "support/expect_error.h"
+#include "support/images.h"
 #include "support/temporary_folder.h"
 #include "unit/train/tiny_training.h"
 #include "weightsmith/core/atomic_file.h"
@@ -81,6 +82,62 @@ std::vector<nlohmann::json> metrics_of(const std::filesystem::path& out) {
 void train_quietly(const TrainConfig& config) {
   NoProgress progress;
   train(config, {}, progress);
+}
+
+TEST_CASE("mixed batches train alike in parts, and to the same bits when resumed", "[train]") {
+  const testing::TemporaryFolder folder;
+  NoProgress progress;
+  TrainConfig config = testing::tiny_training(folder / "whole");
+  config.model.options["norm"] = "none";  // batch norms see the parts
+  config.method.type = MethodConfig::Type::kSgd;
+  config.epochs = 2;
+  config.augmentations = {{testing::augmentation(Augmentation::Name::kRandAugment),
+                           testing::augmentation(Augmentation::Name::kMixup),
+                           testing::augmentation(Augmentation::Name::kCutmix)}};
+  train(config, {}, progress);
+
+  config.out = folder / "parts";
+  config.optimizer.accumulate = 3;
+  train(config, {}, progress);
+  const TensorMap whole = weights_of(folder / "whole");
+  for (const auto& [name, tensor] : weights_of(folder / "parts")) {
+    INFO(name);
+    CHECK(at::allclose(tensor, whole.at(name), 1e-4, 1e-5));
+  }
+
+  config.out = folder / "resumed";
+  config.optimizer.accumulate = 1;
+  StopAt stop(3);
+  CHECK_THROWS_AS(train(config, {}, stop), Interrupted);
+  request_stop(0);
+  TrainOptions resume;
+  resume.resume = true;
+  train(config, resume, progress);
+  CHECK(same(weights_of(folder / "resumed"), whole));
+
+  // Weights that stay as they are: the loss of the epoch by the definition.
+  config.out = folder / "still";
+  config.epochs = 1;
+  config.optimizer.lr = 1e-12;
+  config.schedule.min_lr = 0;
+  const double loss = train(config, {}, progress).train_loss;
+  const TrainData data = load_train_data(config.data, config.seed);
+  LoaderOptions options;
+  options.batch_size = config.batch_size;
+  options.pipelines = config.augmentations;
+  Loader loader(data.train, options);
+  ScriptModel model = ScriptModel::load(config.model, {});
+  double expected = 0;
+  for (std::int64_t b = 0; b < loader.batches_per_epoch(); ++b) {
+    const Batch batch = loader.next();
+    const at::Tensor scores = at::log_softmax(model.forward(batch.views[0]), 1).detach();
+    const auto mean_loss = [&](const at::Tensor& labels) {
+      return -scores.gather(1, labels.unsqueeze(1)).mean().item<double>();
+    };
+    const double share = batch.mixing[0].share;
+    expected += share * mean_loss(batch.labels) + (1 - share) * mean_loss(batch.mixing[0].labels);
+  }
+  CHECK(loss == Approx(expected / static_cast<double>(loader.batches_per_epoch())).epsilon(1e-5));
 }
 
 TEST_CASE("training writes the network, its weights, metrics and a checkpoint", "[train]") {

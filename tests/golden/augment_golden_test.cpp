@@ -1,0 +1,170 @@
+// Operations on images, policies and magnitudes against torchvision's
+// (scripts/augmentation_goldens.py).
+
+#include <ATen/ATen.h>
+
+#include <catch2/catch.hpp>
+#include <nlohmann/json.hpp>
+
+#include "support/golden.h"
+#include "support/images.h"
+#include "weightsmith/core/atomic_file.h"
+#include "weightsmith/data/augment_policy.h"
+#include "weightsmith/data/image_ops.h"
+#include "weightsmith/tensor/safetensors.h"
+
+namespace weightsmith {
+namespace {
+
+using testing::image_of;
+using testing::tensor_of;
+using Bytes = Image<std::uint8_t>;
+
+const TensorMap& tensors() {
+  static const TensorMap map =
+      read_safetensors(testing::golden("augment/augment.safetensors")).tensors;
+  return map;
+}
+
+const nlohmann::json& facts() {
+  static const auto json =
+      nlohmann::json::parse(read_text(testing::golden("augment/augment.json")));
+  return json;
+}
+
+template <class Change>
+at::Tensor changed(const char* image, Change change) {
+  Bytes bytes = image_of<std::uint8_t>(tensors().at(image));
+  change(bytes);
+  return tensor_of(bytes);
+}
+
+/// The largest difference in levels, and the share of values that differ at all.
+void check_close(const at::Tensor& ours, const at::Tensor& theirs, double most_different) {
+  REQUIRE(ours.sizes() == theirs.sizes());
+  const at::Tensor difference = (ours.to(at::kInt) - theirs.to(at::kInt)).abs();
+  CHECK(difference.max().item<int>() <= 1);
+  CHECK(difference.ne(0).to(at::kDouble).mean().item<double>() <= most_different);
+}
+
+PolicyOp op_named(const std::string& name) {
+  for (const auto& [op, known] : enum_names(PolicyOp{}))
+    if (name == known) return op;
+  FAIL(name);
+  return PolicyOp::kIdentity;
+}
+
+TEST_CASE("every operation of the policies at every magnitude is torchvision's", "[golden]") {
+  int compared = 0;
+  for (const auto& [space, ops] : facts()["magnitudes"].items()) {
+    for (const auto& [name, magnitudes] : ops.items()) {
+      const auto stored = tensors().find(space + "/" + name);
+      if (stored == tensors().end()) continue;
+      const PolicyOp op = op_named(name);
+      for (int negative = 0; negative < stored->second.size(0); ++negative) {
+        for (std::size_t bin = 0; bin < magnitudes["values"].size(); ++bin) {
+          const double magnitude = magnitudes["values"][bin].get<double>() * (negative ? -1 : 1);
+          INFO(space << " " << name << " " << magnitude);
+          const at::Tensor ours =
+              changed("image", [&](Bytes& b) { apply_policy_op(b, op, magnitude); });
+          // Blends drop fractions, so that the last bit of a float can tip a value.
+          const bool blends = op >= PolicyOp::kBrightness && op <= PolicyOp::kSharpness;
+          check_close(ours, stored->second[negative][static_cast<std::int64_t>(bin)],
+                      blends ? 0.02 : 0.0);
+          ++compared;
+        }
+      }
+    }
+  }
+  CHECK(compared == 2 * (9 * 2 * 31 + 2 * 31 + 3) + 1);
+  for (const auto& [name, magnitude] : {std::pair{"Color", 0.9},
+                                        {"Contrast", -0.5},
+                                        {"Sharpness", 0.9},
+                                        {"Equalize", 0.0},
+                                        {"ShearX", 0.2}}) {
+    INFO("grey " << name);
+    const double m = magnitude;
+    const PolicyOp op = op_named(name);
+    check_close(changed("grey", [&](Bytes& b) { apply_policy_op(b, op, m); }),
+                tensors().at(std::string("grey/") + name), 0.02);
+  }
+}
+
+TEST_CASE("magnitudes and signs are torchvision's", "[golden]") {
+  for (const auto& [space, ops] : facts()["magnitudes"].items()) {
+    for (const auto& [name, expected] : ops.items()) {
+      INFO(space << " " << name);
+      const PolicyOp op = op_named(name);
+      CHECK(is_signed(op) == expected["signed"].get<bool>());
+      const auto ours = policy_magnitudes(op, space == "autoaugment" ? 10 : 31,
+                                          space == "trivialaugment", 14, 18);
+      const auto theirs = expected["values"].get<std::vector<float>>();
+      REQUIRE(ours.size() == theirs.size());
+      for (std::size_t i = 0; i < ours.size(); ++i) {
+        CHECK(ours[i] == Approx(theirs[i]).epsilon(1e-6).margin(1e-6));
+        // What is cut to an integer must not fall on the other side of one.
+        CHECK(static_cast<int>(ours[i]) == static_cast<int>(theirs[i]));
+      }
+    }
+  }
+}
+
+TEST_CASE("the policies of AutoAugment are the published tables", "[golden]") {
+  for (const auto& [policy, name] : enum_names(AutoAugmentPolicy{})) {
+    const auto ours = autoaugment_policy(policy);
+    const auto& theirs = facts()["policies"][name];
+    REQUIRE(ours.size() == 25);
+    REQUIRE(theirs.size() == 25);
+    for (std::size_t i = 0; i < 25; ++i) {
+      for (std::size_t half = 0; half < 2; ++half) {
+        INFO(name << " " << i << " " << half);
+        const PolicyStep& step = ours[i][half];
+        CHECK(step.op == op_named(theirs[i][half][0]));
+        CHECK(step.probability == theirs[i][half][1].get<double>());
+        CHECK(step.magnitude.has_value() == !theirs[i][half][2].is_null());
+        if (step.magnitude) CHECK(*step.magnitude == theirs[i][half][2].get<int>());
+      }
+    }
+  }
+}
+
+TEST_CASE("jitter, rotations and resized crops are torchvision's", "[golden]") {
+  const auto& cases = facts()["cases"];
+  using Adjust = void (*)(Bytes&, double);
+  for (const auto& [name, adjust] :
+       {std::pair<const char*, Adjust>{"brightness", image_ops::brightness},
+        {"contrast", image_ops::contrast},
+        {"saturation", image_ops::saturation},
+        {"hue", image_ops::hue}}) {
+    const Adjust apply = adjust;
+    for (std::size_t i = 0; i < cases[name].size(); ++i) {
+      const double factor = cases[name][i];
+      INFO(name << " " << factor);
+      // Theirs takes hue through floats that end just below a whole level now and then.
+      check_close(changed("image", [&](Bytes& b) { apply(b, factor); }),
+                  tensors().at(std::string("jitter/") + name)[static_cast<std::int64_t>(i)],
+                  apply == image_ops::hue ? 0.3 : 0.02);
+    }
+  }
+  for (std::size_t i = 0; i < cases["rotation"].size(); ++i) {
+    const double degrees = cases["rotation"][i];
+    INFO("rotation " << degrees);
+    check_close(changed("image",
+                        [&](Bytes& b) {
+                          image_ops::warp_bilinear(b, image_ops::inverse_affine(degrees, 1, 0, 0));
+                        }),
+                tensors().at("rotation")[static_cast<std::int64_t>(i)], 0.02);
+  }
+  for (std::size_t i = 0; i < cases["resized_crop"].size(); ++i) {
+    INFO("resized crop " << i);
+    const auto c = cases["resized_crop"][i].get<std::vector<std::int64_t>>();
+    check_close(changed("image",
+                        [&](Bytes& b) {
+                          image_ops::resized_crop(b, {c[0], c[1], c[2], c[3]}, c[4]);
+                        }),
+                tensors().at("resized_crop/" + std::to_string(i)), 0.02);
+  }
+}
+
+}  // namespace
+}  // namespace weightsmith

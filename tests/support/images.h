@@ -1,0 +1,37 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "weightsmith/data/augment.h"
+#include "weightsmith/data/image.h"
+
+namespace weightsmith::testing {
+
+/// An image of the values of a tensor (C, H, W).
+template <class T>
+Image<T> image_of(const at::Tensor& tensor) {
+  const at::Tensor values = tensor.contiguous();
+  Image<T> image;
+  image.reshape(values.size(0), values.size(1), values.size(2));
+  std::copy_n(values.data_ptr<T>(), values.numel(), image.data());
+  return image;
+}
+
+template <class T>
+at::Tensor tensor_of(const Image<T>& image) {
+  at::Tensor tensor =
+      at::empty({image.channels, image.height, image.width}, c10::CppTypeToScalarType<T>::value);
+  std::copy_n(image.data(), image.numel(), tensor.data_ptr<T>());
+  return tensor;
+}
+
+/// An augmentation with its default parameters.
+inline Augmentation augmentation(Augmentation::Name name) {
+  Augmentation a;
+  a.name = name;
+  return a;
+}
+
+}  // namespace weightsmith::testing
