@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "weightsmith/tensor/tensor_map.h"
@@ -23,7 +24,7 @@ struct BuiltinCase {
   std::string describe() const { return name + " " + options.dump(); }
 };
 
-/// Every builtin with every norm.
+/// Every builtin whose groups are written down, with every norm.
 inline std::vector<BuiltinCase> builtin_cases() {
   std::vector<BuiltinCase> cases{
       {"mlp", {{"inputs", 12}, {"hidden", {9, 7}}, {"outputs", 5}}, {3, 3, 4}},
@@ -37,6 +38,27 @@ inline std::vector<BuiltinCase> builtin_cases() {
   cases.push_back({"resnet20", {{"width", 0.25}}, {3, 3, 16, 16}});
   for (const char* name : {"vgg13", "vgg16", "vgg19"})
     cases.push_back({name, {{"width", 0.0625}}, {3, 3, 8, 8}});
+  return cases;
+}
+
+/// The builtins whose groups are derived from their graph.
+inline std::vector<BuiltinCase> derived_builtin_cases() {
+  std::vector<BuiltinCase> cases;
+  for (const char* norm : {"batch", "group", "none"})
+    for (const char* name : {"resnet18", "resnet50", "resnext50"})
+      cases.push_back(
+          {name, {{"width", 0.125}, {"norm", norm}, {"groups", 4}, {"outputs", 6}}, {3, 3, 8, 8}});
+  cases.push_back({"resnet34", {{"width", 0.0625}, {"stem", "imagenet"}}, {3, 3, 32, 32}});
+  cases.push_back(
+      {"vit",
+       {{"image", 8}, {"patch", 2}, {"dim", 12}, {"depth", 2}, {"heads", 3}, {"mlp", 20}},
+       {3, 3, 8, 8}});
+  return cases;
+}
+
+inline std::vector<BuiltinCase> all_builtin_cases() {
+  std::vector<BuiltinCase> cases = builtin_cases();
+  for (BuiltinCase& c : derived_builtin_cases()) cases.push_back(std::move(c));
   return cases;
 }
 

@@ -126,6 +126,10 @@ UnitGroups vgg_groups(const VggOptions& o, const std::string& name) {
 
 }  // namespace
 
+bool has_written_groups(const std::string& builtin) {
+  return builtin != "vit" && deep_resnet_plan(builtin).blocks.empty();
+}
+
 UnitGroups builtin_unit_groups(const std::string& name, const nlohmann::json& options) {
   if (name == "mlp") return mlp_groups(mlp_options(options));
   if (name == "convnet") return convnet_groups(convnet_options(options));

@@ -107,4 +107,8 @@ UnitGroups expand_patterns(const UnitGroups& groups, const TensorMap& state,
 /// builtin_options does.
 UnitGroups builtin_unit_groups(const std::string& name, const nlohmann::json& options);
 
+/// False of the builtins whose groups are not written down but derived from their graph
+/// (graph/derive_groups.h): the deep ResNets and the vision transformer.
+bool has_written_groups(const std::string& builtin);
+
 }  // namespace weightsmith

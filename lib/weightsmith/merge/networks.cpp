@@ -74,7 +74,9 @@ UnitGroups unit_groups_for(const ScriptModel& model, const std::string& groups,
   if (groups != "auto")
     return check_unit_groups(read_unit_groups(groups), model.state_dict(), groups);
   const nlohmann::json& metadata = model.metadata();
-  if (!metadata.contains("builtin")) {
+  const auto builtin = metadata.find("builtin");
+  if (builtin == metadata.end() ||
+      (builtin->is_string() && !has_written_groups(builtin->get<std::string>()))) {
     if (inputs.empty())
       throw Error(
           ErrorKind::kConfig, "inputs",

@@ -15,7 +15,10 @@ namespace weightsmith {
 /// - `resnet20`: the CIFAR ResNet of any depth, parameters named as torchvision's ResNet does
 ///   (conv1, bn1, layer1.0.conv1, layer2.0.downsample.0, ..., fc);
 /// - `vgg11`, `vgg13`, `vgg16`, `vgg19`: torchvision's features.N and one linear layer
-///   `classifier`.
+///   `classifier`;
+/// - `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnet152`, `resnext50`: torchvision's, with
+///   a stem for small or large images;
+/// - `vit`: torchvision's VisionTransformer of any size.
 ///
 /// A norm keeps the name bn1, downsample.1, ... whether it is a batch or a group
 /// norm.
@@ -32,9 +35,9 @@ nlohmann::json builtin_options(const std::string& name, const nlohmann::json& op
 ///
 /// Weights are initialised as torchvision does for that architecture, from `seed` alone, whatever
 /// the number of threads: convolutions normal by fan-out with bias 0, norms 1 and 0, linear layers
-/// by PyTorch's default (VGG: normal with deviation 0.01). A ResNet without norms, which
-/// torchvision lacks, has the last convolution of each block divided by the square root of the
-/// number of blocks.
+/// by PyTorch's default (VGG: normal with deviation 0.01; ViT: see LinearInit). A ResNet without
+/// norms, which torchvision lacks, has the last convolution of each block divided by the square
+/// root of the number of blocks.
 torch::jit::Module build_builtin(const std::string& name, const nlohmann::json& options,
                                  std::uint64_t seed);
 

@@ -45,19 +45,35 @@ void LayerFactory::define(torch::jit::Module& module, const std::vector<std::str
 }
 
 torch::jit::Module LayerFactory::conv2d(std::int64_t in, std::int64_t out, std::int64_t kernel,
-                                        std::int64_t stride, bool bias, double gain) {
-  WS_CHECK(kernel % 2 == 1);
+                                        std::int64_t stride, bool bias, double gain,
+                                        std::int64_t groups) {
+  WS_CHECK(kernel % 2 == 1 && in % groups == 0 && out % groups == 0);
   torch::jit::Module module = empty("Conv2d");
   const double deviation = gain * std::sqrt(2.0 / static_cast<double>(out * kernel * kernel));
-  Rng rng = next_stream();
-  add_parameter(module, "weight",
-                filled({out, in, kernel, kernel}, [&] { return deviation * rng.normal(); }));
+  add_parameter(module, "weight", normal({out, in / groups, kernel, kernel}, deviation));
   if (bias) add_parameter(module, "bias", at::zeros({out}));
   define(module, {fmt::format("return torch.conv2d(x, self.weight, {}, [{s}, {s}], [{p}, {p}], "
-                              "[1, 1], 1)",
+                              "[1, 1], {g})",
                               bias ? "self.bias" : "None", fmt::arg("s", stride),
-                              fmt::arg("p", kernel / 2))});
+                              fmt::arg("p", kernel / 2), fmt::arg("g", groups))});
   return module;
+}
+
+torch::jit::Module LayerFactory::patches(std::int64_t in, std::int64_t out, std::int64_t side) {
+  torch::jit::Module module = empty("Conv2d");
+  add_parameter(
+      module, "weight",
+      normal({out, in, side, side}, 1 / std::sqrt(static_cast<double>(in * side * side))));
+  add_parameter(module, "bias", at::zeros({out}));
+  define(module, {fmt::format("return torch.conv2d(x, self.weight, self.bias, [{0}, {0}], [0, 0], "
+                              "[1, 1], 1)",
+                              side)});
+  return module;
+}
+
+at::Tensor LayerFactory::normal(const std::vector<std::int64_t>& shape, double deviation) {
+  Rng rng = next_stream();
+  return filled(shape, [&] { return deviation * rng.normal(); });
 }
 
 torch::jit::Module LayerFactory::linear(std::int64_t in, std::int64_t out, LinearInit init) {
@@ -65,13 +81,31 @@ torch::jit::Module LayerFactory::linear(std::int64_t in, std::int64_t out, Linea
   const double bound = 1.0 / std::sqrt(static_cast<double>(in));
   Rng weight = next_stream();
   Rng bias = next_stream();
-  if (init == LinearInit::kUniform) {
+  const auto uniform = [&](double limit) {
     add_parameter(module, "weight",
-                  filled({out, in}, [&] { return weight.uniform(-bound, bound); }));
-    add_parameter(module, "bias", filled({out}, [&] { return bias.uniform(-bound, bound); }));
-  } else {
-    add_parameter(module, "weight", filled({out, in}, [&] { return 0.01 * weight.normal(); }));
-    add_parameter(module, "bias", at::zeros({out}));
+                  filled({out, in}, [&] { return weight.uniform(-limit, limit); }));
+  };
+  switch (init) {
+    case LinearInit::kUniform:
+      uniform(bound);
+      add_parameter(module, "bias", filled({out}, [&] { return bias.uniform(-bound, bound); }));
+      break;
+    case LinearInit::kSmall:
+      add_parameter(module, "weight", filled({out, in}, [&] { return 0.01 * weight.normal(); }));
+      add_parameter(module, "bias", at::zeros({out}));
+      break;
+    case LinearInit::kXavier:
+      uniform(std::sqrt(6.0 / static_cast<double>(in + out)));
+      add_parameter(module, "bias", filled({out}, [&] { return 1e-6 * bias.normal(); }));
+      break;
+    case LinearInit::kNoBias:
+      uniform(bound);
+      add_parameter(module, "bias", at::zeros({out}));
+      break;
+    case LinearInit::kZero:
+      add_parameter(module, "weight", at::zeros({out, in}));
+      add_parameter(module, "bias", at::zeros({out}));
+      break;
   }
   define(module, {"return torch.linear(x, self.weight, self.bias)"});
   return module;
@@ -98,6 +132,36 @@ torch::jit::Module LayerFactory::norm(const ConvOptions& options, std::int64_t f
   return module;
 }
 
+torch::jit::Module LayerFactory::layer_norm(std::int64_t features) {
+  torch::jit::Module module = empty("LayerNorm");
+  add_parameter(module, "weight", at::ones({features}));
+  add_parameter(module, "bias", at::zeros({features}));
+  define(module,
+         {fmt::format("return torch.layer_norm(x, [{}], self.weight, self.bias, 1e-06, True)",
+                      features)});
+  return module;
+}
+
+torch::jit::Module LayerFactory::self_attention(std::int64_t features, std::int64_t heads) {
+  WS_CHECK(features % heads == 0);
+  const std::int64_t size = features / heads;
+  Rng rng = next_stream();
+  const double bound = std::sqrt(6.0 / static_cast<double>(4 * features));  // Xavier, of 3 in one
+  const std::string to_heads = fmt::format(".view(b, n, {}, {}).transpose(1, 2)", heads, size);
+  return compose(
+      "MultiheadAttention", {{"out_proj", linear(features, features, LinearInit::kNoBias)}},
+      {"b = x.size(0)", "n = x.size(1)",
+       "q, k, v = torch.chunk(torch.linear(x, self.in_proj_weight, self.in_proj_bias), 3, 2)",
+       "q = q" + to_heads, "k = k" + to_heads, "v = v" + to_heads,  // (B, heads, N, size)
+       fmt::format("w = torch.softmax(torch.matmul(q, k.transpose(2, 3)) * {}, 3)",
+                   1 / std::sqrt(static_cast<double>(size))),
+       fmt::format("y = torch.matmul(w, v).transpose(1, 2).reshape(b, n, {})", features),
+       "return self.out_proj.forward(y)"},
+      {{"in_proj_weight",
+        filled({3 * features, features}, [&] { return rng.uniform(-bound, bound); })},
+       {"in_proj_bias", at::zeros({3 * features})}});
+}
+
 torch::jit::Module LayerFactory::relu() {
   torch::jit::Module module = empty("ReLU");
   define(module, {"return torch.relu_(x)"});
@@ -111,8 +175,10 @@ torch::jit::Module LayerFactory::max_pool() {
 }
 
 torch::jit::Module LayerFactory::compose(const std::string& class_name, const Children& children,
-                                         const std::vector<std::string>& forward) {
+                                         const std::vector<std::string>& forward,
+                                         const Parameters& parameters) {
   torch::jit::Module module = empty(class_name);
+  for (const auto& [name, value] : parameters) add_parameter(module, name, value);
   std::vector<std::string> lines;
   for (const auto& [name, child] : children) {
     module.register_module(name, child);

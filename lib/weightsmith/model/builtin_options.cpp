@@ -52,6 +52,25 @@ void fields(Fields& f, VggOptions& o) {
   conv_fields(f, o);
 }
 
+template <class Fields>
+void fields(Fields& f, DeepResNetOptions& o) {
+  f("stem", o.stem);
+  f("width", o.width);
+  conv_fields(f, o);
+}
+
+template <class Fields>
+void fields(Fields& f, VitOptions& o) {
+  f("image", o.image);
+  f("patch", o.patch);
+  f("dim", o.dim);
+  f("depth", o.depth);
+  f("heads", o.heads);
+  f("mlp", o.mlp);
+  f("channels", o.channels);
+  f("outputs", o.outputs);
+}
+
 namespace {
 
 [[noreturn]] void fail_option(const std::string& key, const std::string& seen,
@@ -96,6 +115,11 @@ std::vector<std::pair<Norm, const char*>> enum_names(Norm) {
   return {{Norm::kBatch, "batch"}, {Norm::kGroup, "group"}, {Norm::kNone, "none"}};
 }
 
+std::vector<std::pair<DeepResNetOptions::Stem, const char*>> enum_names(DeepResNetOptions::Stem) {
+  return {{DeepResNetOptions::Stem::kCifar, "cifar"},
+          {DeepResNetOptions::Stem::kImageNet, "imagenet"}};
+}
+
 std::int64_t ConvOptions::norm_groups(std::int64_t features) const {
   std::int64_t divisor = std::min(groups, features);
   while (features % divisor != 0) --divisor;
@@ -110,6 +134,20 @@ std::int64_t ConvOptions::unit_blocks(std::int64_t features) const {
 
 std::int64_t ResNetOptions::features(std::int64_t stage) const {
   return scaled(std::int64_t{16} << stage, width);
+}
+
+std::int64_t DeepResNetOptions::features(std::int64_t stage) const {
+  return scaled(std::int64_t{64} << stage, width);
+}
+
+DeepResNetPlan deep_resnet_plan(const std::string& name) {
+  if (name == "resnet18") return {{2, 2, 2, 2}, false, 1};
+  if (name == "resnet34") return {{3, 4, 6, 3}, false, 1};
+  if (name == "resnet50") return {{3, 4, 6, 3}, true, 1};
+  if (name == "resnet101") return {{3, 4, 23, 3}, true, 1};
+  if (name == "resnet152") return {{3, 8, 36, 3}, true, 1};
+  if (name == "resnext50") return {{3, 4, 6, 3}, true, 32};
+  return {};
 }
 
 std::vector<std::int64_t> VggOptions::layers(const std::string& name) const {
@@ -166,8 +204,34 @@ VggOptions vgg_options(const nlohmann::json& json) {
   return o;
 }
 
+DeepResNetOptions deep_resnet_options(const nlohmann::json& json) {
+  const auto o = read_options<DeepResNetOptions>(json);
+  check_width(o.width);
+  check_conv(o);
+  return o;
+}
+
+VitOptions vit_options(const nlohmann::json& json) {
+  const auto o = read_options<VitOptions>(json);
+  for (const auto& [key, value] : {std::pair{"image", o.image},
+                                   {"patch", o.patch},
+                                   {"dim", o.dim},
+                                   {"depth", o.depth},
+                                   {"heads", o.heads},
+                                   {"mlp", o.mlp},
+                                   {"channels", o.channels},
+                                   {"outputs", o.outputs}})
+    check_count(key, value);
+  if (o.image % o.patch != 0)
+    fail_option("image", std::to_string(o.image), fmt::format("a multiple of {} (patch)", o.patch));
+  if (o.dim % o.heads != 0)
+    fail_option("dim", std::to_string(o.dim), fmt::format("a multiple of {} (heads)", o.heads));
+  return o;
+}
+
 std::vector<std::string> builtin_names() {
-  return {"mlp", "convnet", "resnet20", "vgg11", "vgg13", "vgg16", "vgg19"};
+  return {"mlp",      "convnet",  "resnet20", "vgg11",     "vgg13",     "vgg16",     "vgg19",
+          "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50", "vit"};
 }
 
 void fail_unknown_builtin(const std::string& name) {
@@ -184,6 +248,8 @@ nlohmann::json builtin_options(const std::string& name, const nlohmann::json& op
   if (name == "convnet") return write_fields(convnet_options(options));
   if (name == "resnet20") return write_fields(resnet_options(options));
   if (is_vgg(name)) return write_fields(vgg_options(options));
+  if (!deep_resnet_plan(name).blocks.empty()) return write_fields(deep_resnet_options(options));
+  if (name == "vit") return write_fields(vit_options(options));
   fail_unknown_builtin(name);
 }
 

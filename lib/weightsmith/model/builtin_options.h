@@ -54,6 +54,45 @@ struct ResNetOptions : ConvOptions {
   std::int64_t features(std::int64_t stage) const;
 };
 
+/// ResNet-18, -34, -50, -101, -152 (He et al., CVPR 2016, table 1) and ResNeXt-50 32×4d (Xie et
+/// al., CVPR 2017, table 1), as in torchvision: four stages on 64, 128, 256 and 512 channels times
+/// `width`, a block's stride in its 3×3 convolution.
+struct DeepResNetOptions : ConvOptions {
+  enum class Stem {
+    kCifar,     ///< a 3×3 convolution, for images of about 32 × 32
+    kImageNet,  ///< a 7×7 convolution and a pooling, of stride 2 each
+  };
+  Stem stem = Stem::kCifar;
+  double width = 1.0;
+
+  /// Channels of stage 0 to 3 inside a basic block.
+  std::int64_t features(std::int64_t stage) const;
+};
+std::vector<std::pair<DeepResNetOptions::Stem, const char*>> enum_names(DeepResNetOptions::Stem);
+
+/// What the name of a deep ResNet stands for.
+struct DeepResNetPlan {
+  std::vector<std::int64_t> blocks;  ///< of the four stages
+  bool bottleneck = false;           ///< three convolutions a block and four times the channels
+  std::int64_t cardinality = 1;      ///< groups of a bottleneck's 3×3 convolution
+};
+/// Empty for a name that is none of theirs.
+DeepResNetPlan deep_resnet_plan(const std::string& name);
+
+/// Vision transformer (Dosovitskiy et al., "An image is worth 16x16 words", ICLR 2021), as in
+/// torchvision: patches, a class token, learnt positions, `depth` blocks with norms first, and a
+/// linear head on the class token.
+struct VitOptions {
+  std::int64_t image = 32;  ///< side; a multiple of `patch`
+  std::int64_t patch = 4;
+  std::int64_t dim = 192;
+  std::int64_t depth = 6;
+  std::int64_t heads = 3;  ///< a divisor of `dim`
+  std::int64_t mlp = 768;  ///< hidden units of a block's perceptron
+  std::int64_t channels = 3;
+  std::int64_t outputs = 10;
+};
+
 /// VGG for small images (Simonyan and Zisserman, "Very deep convolutional networks for large-scale
 /// image recognition", ICLR 2015): torchvision's `features`, global average pooling and one linear
 /// `classifier`. Pooling rounds sizes up, so that images smaller than 32×32 pass.
@@ -72,6 +111,8 @@ MlpOptions mlp_options(const nlohmann::json& json);
 ConvNetOptions convnet_options(const nlohmann::json& json);
 ResNetOptions resnet_options(const nlohmann::json& json);
 VggOptions vgg_options(const nlohmann::json& json);
+DeepResNetOptions deep_resnet_options(const nlohmann::json& json);
+VitOptions vit_options(const nlohmann::json& json);
 
 /// Throws Error{kConfig} naming an unknown builtin and the nearest known one.
 [[noreturn]] void fail_unknown_builtin(const std::string& name);

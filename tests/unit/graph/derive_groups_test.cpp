@@ -70,6 +70,19 @@ TEST_CASE("the groups derived from a builtin are those written for it", "[derive
   }
 }
 
+TEST_CASE("the groups of deep networks are derived and proved", "[derive_groups]") {
+  at::manual_seed(4);
+  for (const auto& c : testing::derived_builtin_cases()) {
+    INFO(c.describe());
+    CHECK_FALSE(has_written_groups(c.name));
+    const torch::jit::Module module = build_builtin(c.name, c.options, 0);
+    const DerivedNetwork net(module, {at::randn(c.input)});
+    CHECK(net.derivation.pinned_units == 0);
+    CHECK(net.groups.groups.size() > 8);
+    testing::check_proved(net);
+  }
+}
+
 TEST_CASE("groups that lack a member or hold a wrong one fail the proof by name",
           "[derive_groups]") {
   at::manual_seed(2);

@@ -34,6 +34,16 @@ TEST_CASE("parameter counts are those of the papers", "[builtin]") {
   // torchvision's vgg features (9,220,480 and 14,714,688) plus a linear layer of 512 to 10.
   CHECK(parameter_count("vgg11", {{"norm", "none"}}) == 9220480 + 5130);
   CHECK(parameter_count("vgg16", {{"norm", "none"}}) == 14714688 + 5130);
+  // He et al.'s and Xie et al.'s networks of 1,000 classes, as torchvision counts them.
+  const json large{{"stem", "imagenet"}, {"outputs", 1000}};
+  CHECK(parameter_count("resnet18", large) == 11689512);
+  CHECK(parameter_count("resnet34", large) == 21797672);
+  CHECK(parameter_count("resnet50", large) == 25557032);
+  CHECK(parameter_count("resnext50", large) == 25028904);
+  // ViT-B/16 has twelve of these blocks.
+  const json block{{"image", 224}, {"patch", 16}, {"dim", 768},     {"depth", 1},
+                   {"heads", 12},  {"mlp", 3072}, {"outputs", 1000}};
+  CHECK(parameter_count("vit", block) == 86567656 - 11 * 7087872);
   CHECK(parameter_count("mlp", {}) == 64 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10);
 }
 
@@ -58,7 +68,7 @@ TEST_CASE("parameters carry torchvision's names", "[builtin]") {
 
 TEST_CASE("builtins give (B, outputs) in train and eval mode", "[builtin]") {
   at::manual_seed(0);
-  for (const auto& c : testing::builtin_cases()) {
+  for (const auto& c : testing::all_builtin_cases()) {
     INFO(c.describe());
     torch::jit::Module module = build_builtin(c.name, c.options, 1);
     CHECK_FALSE(module.is_training());
@@ -154,6 +164,9 @@ TEST_CASE("options are filled in and checked", "[builtin]") {
   CHECK_THAT(refuse("resnet20", {{"norm", "layer"}}), Contains("batch, group, none"));
   CHECK_THAT(refuse("mlp", {{"hidden", {3, -1}}}), Contains("options.hidden[1]"));
   CHECK_THAT(refuse("vgg11", {{"outputs", 0}}), Contains("options.outputs"));
+  CHECK_THAT(refuse("resnet50", {{"stem", "large"}}), Contains("cifar, imagenet"));
+  CHECK_THAT(refuse("vit", {{"image", 30}}), Contains("a multiple of 4 (patch)"));
+  CHECK_THAT(refuse("vit", {{"dim", 100}}), Contains("a multiple of 3 (heads)"));
   CHECK_THAT(testing::error_of(ErrorKind::kConfig, [] { build_builtin("mpl", {}, 0); }),
              Contains("did you mean \"mlp\"?"));
 }
@@ -166,7 +179,7 @@ TEST_CASE("archives open and train in Python", "[builtin]") {
   const testing::TemporaryFolder folder;
   json list = json::array();
   at::manual_seed(0);
-  for (const auto& c : testing::builtin_cases()) {
+  for (const auto& c : testing::all_builtin_cases()) {
     const std::string file = std::to_string(list.size()) + ".pt";
     torch::jit::Module module = build_builtin(c.name, c.options, 2);
     module.save((folder.path() / file).string());

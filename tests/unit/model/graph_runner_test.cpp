@@ -143,7 +143,7 @@ Module make(const std::string& source) {
 
 TEST_CASE("the runner equals forward on every builtin", "[graph_runner]") {
   at::manual_seed(1);
-  for (const auto& c : testing::builtin_cases()) {
+  for (const auto& c : testing::all_builtin_cases()) {
     INFO(c.describe());
     Module module = build_builtin(c.name, c.options, 3);
     const at::Tensor input = at::randn(c.input);
