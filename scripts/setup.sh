@@ -11,6 +11,7 @@ packages=(
   libtorch-dev libopenblas0-openmp                # tensors; without OpenBLAS products run on reference BLAS
   libcli11-dev nlohmann-json3-dev libvalijson-dev libspdlog-dev  # command line, configuration, log
   libssl-dev zlib1g-dev libminizip-dev            # SHA-256, compressed data sets, archives
+  libjpeg62-turbo-dev libpng-dev                  # folders of images
   catch2                                          # tests
 )
 case "${1:-}" in

@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 
 #include "support/files.h"
+#include "support/golden.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
 #include "weightsmith/tensor/safetensors.h"
@@ -96,4 +97,28 @@ TEST_CASE("embeddings that do not fit the classes or the network are refused") {
   write_safetensors(folder / "classes.safetensors", {{"embeddings", at::rand({10, 12})}});
   check_failure(train(), "lookaround-train", 3, {"10", "12"});
   check_nothing_half_written(out);
+}
+
+TEST_CASE("a damaged image ends with 3 and its name, or is left out and counted") {
+  const TemporaryFolder folder;
+  const auto images = folder / "images";
+  const std::filesystem::path source = golden("images");
+  for (const char* name : {"a", "b"}) {
+    std::filesystem::create_directories(images / name);
+    for (const char* file : {"rgb.png", "grey.png", "palette.png"})
+      std::filesystem::copy_file(source / file, images / name / file);
+  }
+  write_bytes(images / "b" / "cut.png", read_bytes(source / "rgb.png").substr(0, 90));
+  const json data{{"format", "folder"}, {"path", images.string()}, {"resize", 8}};
+  check_refused(folder, data, 3, {"cut.png", "on_error"});
+
+  json config = small_training();
+  config["data"] = {{"train", data}};
+  config["data"]["train"]["on_error"] = "skip";
+  config["model"] = {{"builtin", "convnet"}, {"options", {{"width", 4}, {"channels", 3}}}};
+  const std::string file = write_config(folder / "skip.json", config);
+  const ProgramResult result =
+      lookaround_train({"--config", file, "--out", (folder / "skipped").string()});
+  CHECK(summary_of(result)["skipped_images"] == 1);
+  CHECK_THAT(result.err, Catch::Contains("1 of 7 images") && Catch::Contains("cut.png"));
 }

@@ -41,6 +41,7 @@ void GifRun::load_reference() {
   keep_freed_memory();
   const Phase phase(run_.progress(), "load data");
   data_ = load_dataset(config_.reference.data);
+  if (!data_->skipped.empty()) run_.progress().warn(skipped_warning(*data_));
   data_content_ = Fingerprint("reference 1").add(*data_).hex();
   if (!config_.reference.selection.empty()) read_selection();
   const at::Tensor x = normalised_batch(*data_, 0, data_->size());
@@ -100,6 +101,7 @@ void GifRun::make_baselines() {
     }
     case BaselineConfig::Kind::kData: {
       const Dataset data = load_dataset(*baseline.data);
+      if (!data.skipped.empty()) run_.progress().warn(skipped_warning(data));
       at::Tensor given = normalised_batch(data, 0, data.size()).to(x.device());
       if (given[0].sizes() != x[0].sizes() || (data.size() != 1 && data.size() < x.size(0)))
         throw Error(ErrorKind::kInput, data.where,

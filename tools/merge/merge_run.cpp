@@ -157,6 +157,7 @@ void MergeRun::load_data() {
   const Phase phase(run_.progress(), "load data");
   const auto load = [this](const DataConfig& config) {
     Dataset data = load_dataset(config);
+    if (!data.skipped.empty()) run_.progress().warn(skipped_warning(data));
     if (!run_.settings().dry_run)
       for (const auto& path : data.files) run_.record().add_input(path);
     return data;

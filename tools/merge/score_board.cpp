@@ -20,6 +20,7 @@ void ScoreBoard::load() {
     ScoredSet loaded;
     loaded.name = set.name;
     loaded.data = load_dataset(data);
+    if (!loaded.data.skipped.empty()) run_.progress().warn(skipped_warning(loaded.data));
     loaded.head = set.head;
     loaded.task = set.task.value_or(set.candidates == Candidates::kData);
     classes = std::max(classes, loaded.data.classes);

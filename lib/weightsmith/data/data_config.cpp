@@ -31,7 +31,15 @@ nlohmann::json to_config(const PerChannel& channels) {
 
 EnumNames<DataConfig::Format> enum_names(DataConfig::Format) {
   using enum DataConfig::Format;
-  return {{kCifar10, "cifar10"}, {kIdx, "idx"}, {kTensors, "tensors"}, {kDigits, "digits"}};
+  return {{kCifar10, "cifar10"},
+          {kIdx, "idx"},
+          {kTensors, "tensors"},
+          {kFolder, "folder"},
+          {kDigits, "digits"}};
+}
+
+EnumNames<DataConfig::OnError> enum_names(DataConfig::OnError) {
+  return {{DataConfig::OnError::kFail, "fail"}, {DataConfig::OnError::kSkip, "skip"}};
 }
 
 EnumNames<DataConfig::Split> enum_names(DataConfig::Split) {
@@ -53,6 +61,8 @@ void fields(Fields& f, DataConfig& c) {
   f("limit", c.limit);
   f("subset_seed", c.subset_seed);
   f("resize", c.resize);
+  f("crop", c.crop);
+  f("on_error", c.on_error);
   f("mean", mean);
   f("std", std);
 }
@@ -86,6 +96,10 @@ void DataConfig::validate(const std::string& key) const {
   require(!limit || *limit >= 1, "limit", "must be at least 1");
   require(subset_seed >= 0, "subset_seed", "must not be negative");
   require(!resize || *resize >= 1, "resize", "must be at least 1");
+  require(!crop || *crop >= 1, "crop", "must be at least 1");
+  require(!crop || !resize || *crop <= *resize, "crop", "must not be larger than resize");
+  require(on_error == OnError::kFail || format == Format::kFolder, "on_error",
+          "only files of the format folder can be left out");
   require(std::all_of(std.begin(), std.end(), [](double s) { return s > 0; }), "std",
           "must be positive");
 }

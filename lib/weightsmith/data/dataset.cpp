@@ -95,6 +95,37 @@ Dataset load_tensors(const std::filesystem::path& path) {
   return dataset;
 }
 
+/// The list of a folder's images as a data set whose images are (N, 1) numbers in that list, so
+/// that what is not selected need not be read.
+Dataset list_folder(const DataConfig& config, const formats::ImageList& list) {
+  Dataset dataset;
+  dataset.labels = at::tensor(list.labels, at::kLong);
+  dataset.images = at::arange(dataset.size()).unsqueeze(1);
+  dataset.classes = list.classes;
+  dataset.where = config.path.string() + split_name(config.split);
+  return dataset;
+}
+
+/// Reads the images that such a data set names.
+void read_folder(Dataset& dataset, const DataConfig& config, const formats::ImageList& list,
+                 const formats::Squaring& squaring) {
+  const auto* numbers = dataset.images.data_ptr<std::int64_t>();
+  formats::ImageBatch batch =
+      formats::read_images(list, {numbers, numbers + dataset.size()}, squaring,
+                           config.on_error == DataConfig::OnError::kSkip);
+  // Labels of the list as they were numbered anew by select_classes.
+  std::vector<std::int64_t> place(list.files.size());
+  for (std::int64_t i = 0; i < dataset.size(); ++i) place[numbers[i]] = i;
+  std::vector<std::int64_t> kept;
+  for (const std::int64_t number : batch.read) {
+    kept.push_back(place[number]);
+    dataset.files.push_back(list.files[number]);
+  }
+  dataset.labels = dataset.labels.index_select(0, at::tensor(kept, at::kLong));
+  dataset.images = std::move(batch.images);
+  dataset.skipped = std::move(batch.skipped);
+}
+
 Dataset load_split(const DataConfig& config) {
   if (config.format == Format::kDigits) return load_digits(config.split);
   if (config.format == Format::kTensors) return load_tensors(config.path);
@@ -146,18 +177,13 @@ Dataset select_classes(Dataset dataset, const DataConfig& config) {
   return dataset;
 }
 
-at::Tensor resize_images(const Dataset& dataset, std::int64_t side) {
-  const at::Tensor& images = dataset.images;
-  if (images.dim() != 4)
-    throw Error(
-        ErrorKind::kInput, dataset.where,
-        fmt::format("resize needs images (N, C, H, W), these have {} dimensions", images.dim()),
-        "leave `resize` out");
-  if (images.size(2) == side && images.size(3) == side) return images;
-  const at::Tensor resized = at::_upsample_bilinear2d_aa(images.to(at::kFloat), {side, side},
-                                                         /*align_corners=*/false);
-  if (images.scalar_type() != at::kByte) return resized;
-  return resized.round().clamp(0, 255).to(at::kByte);
+at::Tensor square_images(const Dataset& dataset, const formats::Squaring& squaring) {
+  if (dataset.images.dim() != 4)
+    throw Error(ErrorKind::kInput, dataset.where,
+                fmt::format("{} needs images (N, C, H, W), these have {} dimensions",
+                            squaring.resize ? "resize" : "crop", dataset.images.dim()),
+                squaring.resize ? "leave `resize` out" : "leave `crop` out");
+  return squaring.apply(dataset.images, dataset.where);
 }
 
 void check_channels(const Dataset& dataset, const std::vector<double>& values, const char* name) {
@@ -173,7 +199,11 @@ void check_channels(const Dataset& dataset, const std::vector<double>& values, c
 
 Dataset load_dataset(const DataConfig& config) {
   config.validate("data");
-  Dataset dataset = load_split(config);
+  const bool is_folder = config.format == Format::kFolder;
+  const formats::Squaring squaring{config.resize, config.crop};
+  formats::ImageList list;
+  if (is_folder) list = formats::list_images(config.path, config.split);
+  Dataset dataset = is_folder ? list_folder(config, list) : load_split(config);
   if (!config.classes.empty()) dataset = select_classes(std::move(dataset), config);
   if (dataset.size() == 0)
     throw Error(ErrorKind::kInput, dataset.where, "has no samples", "check the file");
@@ -183,12 +213,24 @@ Dataset load_dataset(const DataConfig& config) {
     order.resize(*config.limit);
     dataset = subset(dataset, order);
   }
-  if (config.resize) dataset.images = resize_images(dataset, *config.resize);
+  if (is_folder) {
+    read_folder(dataset, config, list, squaring);
+  } else if (config.resize || config.crop) {
+    dataset.images = square_images(dataset, squaring);
+  }
   check_channels(dataset, config.mean, "mean");
   check_channels(dataset, config.std, "std");
   dataset.mean = config.mean;
   dataset.std = config.std;
   return dataset;
+}
+
+std::string skipped_warning(const Dataset& dataset) {
+  if (dataset.skipped.empty()) return "";
+  const auto left_out = static_cast<std::int64_t>(dataset.skipped.size());
+  return fmt::format("{} of {} images of {} were left out; the first: {}", left_out,
+                     left_out + static_cast<std::int64_t>(dataset.files.size()), dataset.where,
+                     dataset.skipped.front());
 }
 
 Dataset subset(const Dataset& dataset, const std::vector<std::int64_t>& indices) {

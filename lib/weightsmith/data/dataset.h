@@ -19,25 +19,37 @@ struct Dataset {
   std::vector<double> mean, std;  ///< of the normalisation: one a channel, one for all, or empty
   std::string where;              ///< names the set in errors
   std::vector<std::filesystem::path> files;  ///< that it was read from
+  /// With `on_error` skip: errors of the images that were left out.
+  std::vector<std::string> skipped = {};
 
   std::int64_t size() const { return labels.size(0); }
 };
 
 /// Reads what `config` names: the split, of it the classes, of those the first `limit` of a shuffle
 /// seeded by `subset_seed` (in that order; without a limit the file's order), resized bilinearly
-/// with anti-aliasing.
+/// with anti-aliasing: to a square of side `resize`, or with `crop` so that the shorter side is
+/// `resize`; then the central square of side `crop` is cut out.
 ///
 /// - cifar10: records of 3,073 bytes, any number a file (10,000 officially).
 /// - idx: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and `t10k-…` for the test part, also
 ///   with a dot for the second dash, also gzipped. Label space: the largest label + 1.
 /// - tensors: `images` (N, ...) uint8 or float32, `labels` (N) int64; label space: the metadata's
 ///   `classes`, else the largest label + 1.
+/// - folder: JPEG and PNG files (data/image_file.h) anywhere below one subfolder a class, classes
+/// in
+///   the order of their names; train is the subfolder `train`, test is `test`, else `val`. Only the
+///   images selected are read, by as many threads as LibTorch has. With `on_error` skip those that
+///   cannot be read are left out.
 /// - digits: 1,257 training and 540 test images of 8 × 8 (data/digits/ATTRIBUTION.md).
 ///
 /// Throws Error{kConfig} when `config` contradicts itself, and Error{kInput} naming the file: one
 /// that is missing, has the wrong size (bytes seen and wanted), is not of the format or has no
-/// labels; a selected class without a sample; mean or std for another number of channels.
+/// labels; a selected class without a sample; images of different sizes without `resize` or `crop`;
+/// a crop larger than the image; mean or std for another number of channels.
 Dataset load_dataset(const DataConfig& config);
+
+/// "2 of 300 images of PATH were left out; the first: …", "" when none were.
+std::string skipped_warning(const Dataset& dataset);
 
 /// The samples of `indices`, in that order, with the same label space. O(bytes selected).
 Dataset subset(const Dataset& dataset, const std::vector<std::int64_t>& indices);

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "weightsmith/data/data_config.h"
@@ -26,5 +28,34 @@ Samples read_idx(const std::filesystem::path& images, const std::filesystem::pat
 
 /// The same by the MNIST family's file names in `folder`.
 Samples read_mnist(const std::filesystem::path& folder, DataConfig::Split split);
+
+/// What a folder of images holds, before any is read.
+struct ImageList {
+  std::vector<std::filesystem::path> files;  ///< by class, then by name
+  std::vector<std::int64_t> labels;
+  std::int64_t classes = 0;
+  std::filesystem::path folder;  ///< the split's
+};
+
+/// Lists the images of a split. Throws when there is no folder, no subfolder or no image.
+ImageList list_images(const std::filesystem::path& folder, DataConfig::Split split);
+
+/// How images become squares of one size.
+struct Squaring {
+  std::optional<std::int64_t> resize, crop;  ///< as in DataConfig
+
+  /// (N, C, H, W) uint8 or float32 to the same kind. Throws Error{kInput} naming `where`.
+  at::Tensor apply(const at::Tensor& images, const std::string& where) const;
+};
+
+/// Reads and squares the images `indices` of a list: (N, 3, H, W) uint8. With `skip`, those that
+/// cannot be read are missing in both results and told of in `skipped`.
+struct ImageBatch {
+  at::Tensor images;
+  std::vector<std::int64_t> read;  ///< those of `indices` that are in `images`
+  std::vector<std::string> skipped;
+};
+ImageBatch read_images(const ImageList& list, const std::vector<std::int64_t>& indices,
+                       const Squaring& squaring, bool skip);
 
 }  // namespace weightsmith::formats

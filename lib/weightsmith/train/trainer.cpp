@@ -81,6 +81,8 @@ class Run {
     if (config.distillation) distillation_.emplace(*config.distillation, device_, options.trust);
     state_.config = lasting_config(config);
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
+    for (const Dataset* set : {&data_.train, data_.test ? &*data_.test : nullptr})
+      if (set != nullptr) result_.skipped += static_cast<std::int64_t>(set->skipped.size());
     std::vector<std::filesystem::path> files{config.model.script, config.model.weights,
                                              config.objective.embeddings};
     if (config.distillation)
@@ -112,8 +114,7 @@ class Run {
                            {"steps", config_.epochs * batches_ * config_.views()},
                            {"estimated_memory_bytes", estimated_bytes()},
                            {"out", config_.out.string()}};
-    if (const std::string warning = frozen_warning(); !warning.empty())
-      plan["warnings"] = {warning};
+    for (const std::string& warning : warnings()) plan["warnings"].push_back(warning);
     return plan;
   }
 
@@ -126,7 +127,7 @@ class Run {
                   fmt::format("holds {} of an earlier run", paths.front().filename().string()),
                   "--resume goes on from it, --overwrite begins anew");
     }
-    if (const std::string warning = frozen_warning(); !warning.empty()) progress_.warn(warning);
+    for (const std::string& warning : warnings()) progress_.warn(warning);
     if (options.on_start) options.on_start(inputs_);
     make_folder(config_.out);
     if (!options.resume) remove_checkpoints(config_.out);
@@ -178,6 +179,14 @@ class Run {
         "them: their statistics stay as they are while the weights are trained (to train them too, "
         "export the network with torch.jit.script, or trace it in train mode)",
         model_.where(), uses.frozen, uses.all);
+  }
+
+  std::vector<std::string> warnings() const {
+    std::vector<std::string> all;
+    for (const Dataset* set : {&data_.train, data_.test ? &*data_.test : nullptr})
+      if (set != nullptr && !set->skipped.empty()) all.push_back(skipped_warning(*set));
+    if (std::string warning = frozen_warning(); !warning.empty()) all.push_back(std::move(warning));
+    return all;
   }
 
   /// The newest checkpoint that is not damaged, if there is any; those before it are told of.
@@ -470,6 +479,7 @@ nlohmann::json train_result_json(const TrainResult& r) {
                          {"model", r.model.string()},  {"weights", r.weights.string()}};
   if (r.validation) json["validation"] = evaluation_json(*r.validation);
   if (r.test) json["test"] = evaluation_json(*r.test);
+  if (r.skipped > 0) json["skipped_images"] = r.skipped;
   if (r.resumed_from)
     json["resumed_from"] = {{"epoch", r.resumed_from->epoch}, {"batch", r.resumed_from->batch}};
   return json;

@@ -32,6 +32,7 @@ struct TrainResult {
   std::int64_t steps = 0;       ///< base steps, of all heads together
   std::int64_t parameters = 0;  ///< trained values of one head
   double train_loss = 0;        ///< mean of the last epoch
+  std::int64_t skipped = 0;     ///< images that could not be read (`on_error` skip)
   std::optional<Evaluation> validation;
   std::optional<Evaluation> test;
   std::optional<LoaderPosition> resumed_from;
@@ -68,8 +69,8 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 /// the weights that a checkpoint would hold are not finite (earlier checkpoints stay),
 /// Error{kOutput} when something cannot be written.
 ///
-/// Warns of batch norms that training will not move (a network traced in eval mode), and of damaged
-/// checkpoints that are passed over for an older one.
+/// Warns of images that were left out, of batch norms that training will not move (a network traced
+/// in eval mode), and of damaged checkpoints that are passed over for an older one.
 ///
 /// Seeds LibTorch's global generator before every step.
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress);

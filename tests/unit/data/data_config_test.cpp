@@ -51,7 +51,7 @@ TEST_CASE("a data reference that contradicts itself is refused by key", "[data]"
   CHECK_THAT(refused(R"({"limit": 0})"), Catch::Contains("data.train.limit"));
   CHECK_THAT(refused(R"({"std": 0})"), Catch::Contains("data.train.std"));
   CHECK_THAT(refused(R"({"formta": "idx"})"), Catch::Contains("did you mean \"format\""));
-  CHECK_THAT(refused(R"({"format": "folder"})"), Catch::Contains("known values"));
+  CHECK_THAT(refused(R"({"format": "folders"})"), Catch::Contains("known values"));
 }
 
 TEST_CASE("an augmentation is a name or an object with the parameters it has", "[data]") {
