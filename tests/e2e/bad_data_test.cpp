@@ -115,7 +115,8 @@ TEST_CASE("a damaged image ends with 3 and its name, or is left out and counted"
   json config = small_training();
   config["data"] = {{"train", data}};
   config["data"]["train"]["on_error"] = "skip";
-  config["model"] = {{"builtin", "convnet"}, {"options", {{"width", 4}, {"channels", 3}}}};
+  config["model"] = {{"builtin", "convnet"},
+                     {"options", {{"width", 4}, {"channels", 3}, {"outputs", 2}}}};
   const std::string file = write_config(folder / "skip.json", config);
   const ProgramResult result =
       lookaround_train({"--config", file, "--out", (folder / "skipped").string()});
