@@ -43,11 +43,11 @@ TEST_CASE("training two networks on a split of the classes") {
         summary_of(lookaround_train({"--config", file, "--out", out.string(), "--quiet"}));
     CHECK(summary == json::parse(read_bytes(out / "results.json")));
     CHECK(summary["epochs"] == 2);
-    CHECK(files_under(out) == std::vector<std::string>{"checkpoint-000001-00000000.safetensors",
-                                                       "checkpoint-000002-00000000.safetensors",
-                                                       "config.json", "log.txt", "metrics.jsonl",
-                                                       "model.pt", "model.safetensors",
-                                                       "results.json", "run.json"});
+    CHECK(files_under(out) ==
+          std::vector<std::string>{"checkpoint-000001-00000000.safetensors",
+                                   "checkpoint-000002-00000000.safetensors", "config.json",
+                                   "events.out.tfevents.0.weightsmith", "log.txt", "metrics.jsonl",
+                                   "model.pt", "model.safetensors", "results.json", "run.json"});
 
     // The archive is the network that the summary speaks of, and the safetensors file is its state.
     ScriptModel model = load_archive(out / "model.pt");

@@ -24,6 +24,7 @@
 #include "weightsmith/model/batch_norms.h"
 #include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/model/script_model.h"
+#include "weightsmith/report/event_file.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/checkpoint.h"
 #include "weightsmith/train/distillation.h"
@@ -131,6 +132,7 @@ class Run {
     if (options.on_start) options.on_start(inputs_);
     make_folder(config_.out);
     if (!options.resume) remove_checkpoints(config_.out);
+    begin_events();
     if (state_.position.epoch < config_.epochs) train_epochs();
     finish();
     return result_;
@@ -378,6 +380,7 @@ class Run {
       stop();
     }
     row["seconds"] = std::chrono::duration<double>(Clock::now() - epoch_start_).count();
+    events_->append(event_of(row, now()));
     state_.history.push_back(std::move(row));
     ++state_.position.epoch;
     state_.position.batch = 0;
@@ -423,6 +426,42 @@ class Run {
     return evaluate(model_, dataset, objective_, options, progress_);
   }
 
+  /// Seconds since 1970.
+  static double now() {
+    return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch())
+        .count();
+  }
+
+  /// A row of metrics.jsonl for TensorBoard.
+  static ScalarEvent event_of(const nlohmann::json& row, double wall_time) {
+    ScalarEvent event{row.at("steps").get<std::int64_t>(), wall_time, {}};
+    // A number that is not finite becomes null in a checkpoint.
+    const auto add = [&event](const std::string& tag, const nlohmann::json& value) {
+      if (value.is_number()) event.values.emplace_back(tag, value.get<double>());
+    };
+    add("epoch", row.at("epoch"));
+    add("lr", row.at("lr"));
+    add("train/loss", row.at("train_loss"));
+    for (const char* set : {"validation", "test"})
+      if (row.contains(set))
+        for (const char* score : {"accuracy", "loss", "ece"})
+          add(fmt::format("{}/{}", set, score), row.at(set).at(score));
+    return event;
+  }
+
+  /// The file begins with the epochs that a resumed run has behind it, one after the other up to
+  /// now.
+  void begin_events() {
+    std::vector<ScalarEvent> events;
+    double wall_time = now();
+    for (auto row = state_.history.rbegin(); row != state_.history.rend(); ++row) {
+      events.push_back(event_of(*row, wall_time));
+      wall_time -= row->at("seconds").get<double>();
+    }
+    std::reverse(events.begin(), events.end());
+    events_.emplace(config_.out / "events.out.tfevents.0.weightsmith", events);
+  }
+
   void write_metrics() const {
     std::string lines;
     for (const auto& row : state_.history) lines += row.dump() + "\n";
@@ -466,6 +505,7 @@ class Run {
   std::unique_ptr<TrainingMethod> method_;
   NormStatistics norms_;
   Checkpoint state_;
+  std::optional<EventFile> events_;
   TrainResult result_;
   std::vector<std::filesystem::path> inputs_;
   Clock::time_point epoch_start_;

@@ -52,6 +52,7 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 ///   epoch, whatever its score: nothing is selected on the test set;
 /// - metrics.jsonl: one object a finished epoch (`epoch`, `steps`, `lr`, `train_loss`, `seconds`,
 ///   and `validation` or `test` scored with the result so far);
+/// - events.out.tfevents.0.weightsmith: the same for TensorBoard (report/event_file.h), by `steps`;
 /// - checkpoint-*.safetensors (train/checkpoint.h).
 ///
 /// Every batch shows the same samples once through each augmentation pipeline. With `lookaround`,
