@@ -98,7 +98,9 @@ TEST_CASE("weights that are not finite end with 5") {
   }
 }
 
-TEST_CASE("a network whose units are not known asks for an input to run, and takes a group file that fits") {
+TEST_CASE(
+    "a network whose units are not known asks for an input to run, and takes a group file that "
+    "fits") {
   const TemporaryFolder folder;
   const json config = plain_merge(save_foreign(folder / "a.pt"), save_foreign(folder / "b.pt"));
   const std::string file = write_config(folder / "merge.json", config);
@@ -218,5 +220,16 @@ TEST_CASE("the trainer refuses a model file as well") {
   const std::string file = write_config(folder / "train.json", config);
   check_failure(lookaround_train({"--config", file, "--out", out, "--quiet"}), "lookaround-train",
                 3, {(folder / "none.pt").string()});
+  check_nothing_half_written(out);
+}
+
+TEST_CASE("a network of which nothing is trained is refused") {
+  const TemporaryFolder folder;
+  json config = small_training();
+  config["freeze"] = {"*"};
+  const std::string out = (folder / "out").string();
+  const std::string file = write_config(folder / "train.json", config);
+  check_failure(lookaround_train({"--config", file, "--out", out, "--quiet"}), "lookaround-train",
+                3, {"mlp", "no parameter to train", "freeze"});
   check_nothing_half_written(out);
 }

@@ -1,5 +1,6 @@
 // Runs of lookaround-train that are ended from outside, and what comes of resuming them.
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <csignal>
 
 #include "support/files.h"
@@ -98,6 +99,78 @@ TEST_CASE("a run killed again and again ends with the same bits") {
   summary_of(lookaround_train(arguments));
   CHECK(read_bytes(out / "model.pt") == undisturbed().archive);
   CHECK(read_bytes(out / "model.safetensors") == undisturbed().weights);
+}
+
+TEST_CASE("a run killed at any moment ends with the same bits") {
+  // From the start of the process on: while it loads, in mid-epoch, while it writes.
+  const TemporaryFolder folder;
+  const std::string file = write_config(folder / "train.json", long_training());
+  const auto out = folder / "out";
+  const std::vector<std::string> arguments{"--config",   file,      "--out",
+                                           out.string(), "--quiet", "--resume"};
+  Rng rng(11);
+  int kills = 0;
+  int attempts = 0;
+  while (!std::filesystem::exists(out / "results.json") && attempts < 60) {
+    ++attempts;
+    ProgramOptions options;
+    options.signal = SignalPlan{
+        SIGKILL, {}, "", std::chrono::milliseconds(static_cast<int>(rng.uniform(100, 1500)))};
+    const ProgramResult result = lookaround_train(arguments, options);
+    INFO(result.err);
+    kills += result.killed_by == SIGKILL ? 1 : 0;
+    REQUIRE((result.killed_by == SIGKILL || result.exit_code == 0));
+    if (kills == 6) break;  // a slow machine may never get far in a second
+  }
+  CHECK(kills >= 1);
+  summary_of(lookaround_train(arguments));
+  CHECK(read_bytes(out / "model.pt") == undisturbed().archive);
+  CHECK(read_bytes(out / "model.safetensors") == undisturbed().weights);
+  // One event an epoch, although some epochs were run more than once.
+  const std::string events = read_bytes(out / "events.out.tfevents.0.weightsmith");
+  int epochs = 0;
+  for (auto at = events.find("train/loss"); at != std::string::npos;
+       at = events.find("train/loss", at + 1))
+    ++epochs;
+  CHECK(epochs == kEpochs);
+}
+
+TEST_CASE("a signal in mid-epoch or in the middle of an evaluation ends the run within seconds") {
+  // Undisturbed, the long part takes minutes: two thousand images through a network that needs
+  // milliseconds for each, again and again.
+  struct Case {
+    const char* phase;
+    int signal;
+    json train, test;
+  };
+  const json small{{"split", "test"}, {"limit", 16}, {"resize", 32}};
+  const json large{{"split", "all"}, {"resize", 32}};
+  for (const auto& [phase, signal, train, test] :
+       {Case{"train", SIGTERM, large, small}, Case{"evaluate", SIGUSR1, small, large}}) {
+    INFO(phase << ", signal " << signal);
+    const TemporaryFolder folder;
+    const auto out = folder / "out";
+    json config = small_training();
+    config["model"] = {{"builtin", "resnet20"}, {"options", {{"channels", 1}, {"width", 2}}}};
+    config["data"] = {{"train", train}, {"test", test}};
+    config["augmentations"] = json::array({{"random_crop"}});
+    config["method"] = {{"type", "sgd"}};
+    config["epochs"] = 50;
+    ProgramOptions options;
+    options.signal =
+        SignalPlan{signal, {}, std::string(phase) + ": begins", std::chrono::milliseconds(1000)};
+    const auto start = std::chrono::steady_clock::now();
+    const ProgramResult stopped = lookaround_train(
+        {"--config", write_config(folder / "train.json", config), "--out", out.string(), "-v"},
+        options);
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    INFO(stopped.err);
+    CHECK(stopped.exit_code == 128 + signal);
+    CHECK(stopped.killed_by == 0);
+    CHECK_THAT(stopped.err, Catch::Contains("checkpoint-000000-0000000"));  // in the first epoch
+    CHECK(elapsed.count() < 60);  // with loading, on a busy machine
+    check_nothing_half_written(out);
+  }
 }
 
 TEST_CASE("an unfinished run is neither mixed with another configuration nor lost unasked") {

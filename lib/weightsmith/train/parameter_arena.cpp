@@ -39,7 +39,7 @@ ParameterArena::ParameterArena(const TensorMap& parameters, std::int64_t heads,
   }
   if (parameters_.empty())
     throw Error(ErrorKind::kInput, where, "has no parameter to train",
-                "export it with requires_grad left on");
+                "export it with requires_grad left on, and freeze fewer");
 
   const at::NoGradGuard no_grad;
   values_ = at::zeros({heads, width}, parameters_.front().options().requires_grad(false));
