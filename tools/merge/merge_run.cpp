@@ -81,9 +81,7 @@ void MergeRun::derive_unit_groups() {
                    [](const MergeVariant& v) { return v.matches_units(); }))
     return;
   const std::vector<c10::IValue> inputs = example_inputs();
-  std::vector<const ScriptModel*> all;
-  for (const ScriptModel& model : models_) all.push_back(&model);
-  const std::set<std::string> moving = differing_buffers(all);
+  const std::set<std::string> moving = moving_buffers();
   if (config_.partial) {
     TrunkUnits units =
         trunk_units(models_.front(), inputs, config_.verify, run_.progress(), moving);
@@ -99,6 +97,12 @@ void MergeRun::derive_unit_groups() {
   check_widths(inputs);
   if (config_.normalization.mode == NormalizationMode::kRepair)
     layers_ = affine_layers(groups_, models_.front().parameters());
+}
+
+std::set<std::string> MergeRun::moving_buffers() const {
+  std::vector<const ScriptModel*> all;
+  for (const ScriptModel& model : models_) all.push_back(&model);
+  return differing_buffers(all);
 }
 
 std::vector<c10::IValue> MergeRun::example_inputs() const {
@@ -126,7 +130,7 @@ void MergeRun::check_widths(const std::vector<c10::IValue>& inputs) {
   if (differ && config_.verify && !inputs.empty())
     for (std::int64_t i = 1; i < models; ++i) {
       if (config_.partial)  // what the trunk hands out is free
-        trunk_units(models_[i], inputs, config_.verify, run_.progress());
+        trunk_units(models_[i], inputs, config_.verify, run_.progress(), moving_buffers());
       else
         verify_unit_groups(models_[i], groups_of_model(groups_, i), inputs, run_.progress());
     }

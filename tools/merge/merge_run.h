@@ -2,6 +2,7 @@
 
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -57,6 +58,8 @@ class MergeRun {
  private:
   /// Arguments of forward: what `inputs` describes, else samples of the data there is.
   std::vector<c10::IValue> example_inputs() const;
+  /// Buffers that are no constants of the architecture.
+  std::set<std::string> moving_buffers() const;
   bool needs_activations() const;
   void cut_into_parts();
   /// The models as they came.
