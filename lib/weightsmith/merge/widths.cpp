@@ -135,8 +135,15 @@ bool find_widths(UnitGroups& groups, const std::vector<ScriptModel>& models) {
     std::vector<std::int64_t> widths;
     for (std::size_t i = 0; i < models.size(); ++i) {
       widths.push_back(units[i][g]);
-      if (widths.back() != widths.front())
-        check_can_change(groups, groups.groups[g], widths.back(), models[i].where());
+      if (widths.back() == widths.front()) continue;
+      if (groups.groups[g].blocks > 1)
+        throw Error(ErrorKind::kInput, models[i].where(),
+                    fmt::format("group {} has {} units here and {} in {}, and they stand in blocks "
+                                "(attention heads, groups of a group norm)",
+                                groups.groups[g].name, widths.back(), widths.front(),
+                                models.front().where()),
+                    "blocks of unequal sizes cannot be matched: use networks equally wide there");
+      check_can_change(groups, groups.groups[g], widths.back(), models[i].where());
     }
     if (std::all_of(widths.begin(), widths.end(),
                     [&](std::int64_t n) { return n == widths.front(); }))

@@ -14,8 +14,8 @@ namespace weightsmith {
 /// differ in width, from the shapes of their tensors, and sets UnitGroup::widths of the groups in
 /// which they differ. `groups` are those of the first model. Returns whether there is such a group.
 /// Throws Error{kInput} naming the model and a tensor whose shape no numbers of units explain, or a
-/// group whose number of units cannot change: a group of blocks that others are within, units that
-/// do not divide into their blocks, and units that do not stand side by side.
+/// group whose number of units cannot change: a group of blocks that others are within, units in
+/// blocks, and units that do not stand side by side.
 bool find_widths(UnitGroups& groups, const std::vector<ScriptModel>& models);
 
 /// The groups of a network in which group g has units[g] units: every stretch as long as its units,

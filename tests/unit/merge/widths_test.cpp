@@ -151,6 +151,18 @@ TEST_CASE("shapes that no widths explain are refused, with the tensor named", "[
   refused({{"inputs", 20}, {"hidden", {12, 8}}, {"outputs", 6}}, {"no widths"});
 }
 
+TEST_CASE("units in blocks must be as many in every model", "[merge]") {
+  const auto normed = [](double width, std::uint64_t seed) {
+    return builtin(
+        "resnet20",
+        {{"depth", 8}, {"width", width}, {"outputs", 6}, {"norm", "group"}, {"groups", 4}}, seed);
+  };
+  const std::vector<ScriptModel> models{normed(0.5, 1), normed(1, 2)};
+  UnitGroups groups = unit_groups_for(models[0], "auto");
+  expect_error(ErrorKind::kInput, {"resnet20", "stand in blocks", "equally wide"},
+               [&] { find_widths(groups, models); });
+}
+
 TEST_CASE("groups whose number of units cannot change are named", "[merge]") {
   UnitGroups groups;
   groups.groups.push_back({"heads", 2, 1, {}, {}, "", {}});
