@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "support/files.h"
+#include "support/networks.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
 #include "weightsmith/model/script_model.h"
@@ -401,4 +402,23 @@ TEST_CASE("partial merges of trunks of unequal widths keep their heads") {
   CHECK(merged.at("trunk.fc1.weight").size(0) == 16);
   CHECK(merged.at("heads.0.fc2.weight").size(1) == 12);
   CHECK(merged.at("heads.1.fc2.weight").size(1) == 20);
+}
+
+TEST_CASE("integer buffers that differ are kept of the first model, with a warning") {
+  const TemporaryFolder folder;
+  json config = {{"models", json::array()}, {"method", "average"}};
+  for (const int shift : {0, 1}) {
+    const ScriptModel model(
+        make_network({{"fc.weight", {3, 4}}},
+                     "return torch.linear(torch.index_select(x, 1, self.order), self.fc.weight)\n",
+                     {{"order", (at::arange(4, at::kLong) + shift) % 4}}),
+        "net");
+    const fs::path file = folder / (shift == 0 ? "a.pt" : "b.pt");
+    model.save(file);
+    config["models"].push_back(print(file));
+  }
+  const ProgramResult result = mudsc_merge(
+      {"--config", write_config(folder / "merge.json", config), "--out", print(folder / "out")});
+  CHECK(result.exit_code == 0);
+  CHECK_THAT(result.err, Catch::Contains("integer buffer order differs"));
 }

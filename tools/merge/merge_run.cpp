@@ -1,5 +1,6 @@
 #include "merge/merge_run.h"
 
+#include <ATen/Functions.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
@@ -40,11 +41,25 @@ void MergeRun::load_models() {
   for (const ScriptModel& model : models_) check_storable(model.state_dict(), model.where());
   if (config_.partial) cut_into_parts();
   check_same_architecture(models_, widths_may_differ());
+  warn_of_integer_buffers();
   const std::vector<ScriptModel*> all = originals();
   for (ScriptModel* model : all) {
     check_finite(*model);
     types_.push_back(convert_to_float32(*model));
     has_batch_norm_ |= batch_norm_uses(FlatGraph(model->module(), model->where())).all > 0;
+  }
+}
+
+void MergeRun::warn_of_integer_buffers() {
+  const TensorMap first = models_.front().buffers();
+  for (const auto& [name, tensor] : first) {
+    if (tensor.is_floating_point() || name.ends_with("num_batches_tracked")) continue;
+    for (std::size_t i = 1; i < models_.size(); ++i)
+      if (!at::equal(models_[i].buffers().at(name), tensor))
+        run_.progress().warn(
+            fmt::format("{}: the integer buffer {} differs from that of {}, which is kept: the "
+                        "merged network may mix up what it refers to",
+                        models_[i].where(), name, models_.front().where()));
   }
 }
 
