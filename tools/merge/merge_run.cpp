@@ -145,7 +145,7 @@ void MergeRun::check_widths(const std::vector<c10::IValue>& inputs) {
   if (differ && config_.verify && !inputs.empty())
     for (std::int64_t i = 1; i < models; ++i) {
       if (config_.partial)  // what the trunk hands out is free
-        trunk_units(models_[i], inputs, config_.verify, run_.progress(), moving_buffers());
+        trunk_units(models_[i], inputs, /*verify=*/true, run_.progress(), moving_buffers());
       else
         verify_unit_groups(models_[i], groups_of_model(groups_, i), inputs, run_.progress());
     }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <utility>
 
 #include "weightsmith/model/builtin_layers.h"
 #include "weightsmith/model/builtin_options.h"
@@ -109,6 +110,15 @@ Module bottleneck(LayerFactory& make, const ConvOptions& o, std::int64_t in, std
   return block.finish("Bottleneck", in, out, stride);
 }
 
+/// How every residual network ends: the mean over places, and a linear layer.
+Module finish_resnet(LayerFactory& make, LayerFactory::Children layers,
+                     std::vector<std::string> forward, std::int64_t in, std::int64_t outputs) {
+  layers.emplace_back("fc", make.linear(in, outputs, LinearInit::kUniform));
+  forward.emplace_back("x = torch.flatten(torch.adaptive_avg_pool2d(x, [1, 1]), 1)");
+  forward.emplace_back("return self.fc.forward(x)");
+  return make.compose("ResNet", layers, forward);
+}
+
 Module resnet(LayerFactory& make, const ResNetOptions& o) {
   LayerFactory::Children layers;
   std::vector<std::string> forward{"x = self.conv1.forward(x)"};
@@ -130,10 +140,7 @@ Module resnet(LayerFactory& make, const ResNetOptions& o) {
     layers.emplace_back(fmt::format("layer{}", stage + 1), make.sequential(blocks));
     forward.push_back(fmt::format("x = self.layer{}.forward(x)", stage + 1));
   }
-  layers.emplace_back("fc", make.linear(in, o.outputs, LinearInit::kUniform));
-  forward.emplace_back("x = torch.flatten(torch.adaptive_avg_pool2d(x, [1, 1]), 1)");
-  forward.emplace_back("return self.fc.forward(x)");
-  return make.compose("ResNet", layers, forward);
+  return finish_resnet(make, std::move(layers), std::move(forward), in, o.outputs);
 }
 
 Module vgg(LayerFactory& make, const VggOptions& o, const std::string& name) {
@@ -189,10 +196,7 @@ Module deep_resnet(LayerFactory& make, const DeepResNetOptions& o, const DeepRes
     layers.emplace_back(fmt::format("layer{}", stage + 1), make.sequential(blocks));
     forward.push_back(fmt::format("x = self.layer{}.forward(x)", stage + 1));
   }
-  layers.emplace_back("fc", make.linear(in, o.outputs, LinearInit::kUniform));
-  forward.emplace_back("x = torch.flatten(torch.adaptive_avg_pool2d(x, [1, 1]), 1)");
-  forward.emplace_back("return self.fc.forward(x)");
-  return make.compose("ResNet", layers, forward);
+  return finish_resnet(make, std::move(layers), std::move(forward), in, o.outputs);
 }
 
 Module vit(LayerFactory& make, const VitOptions& o) {
