@@ -50,7 +50,7 @@ nlohmann::json train_network(const TrainConfig& config, Run& run) {
   const TrainResult result = train(config, options, run.progress());
   for (const auto& path : {result.model, result.weights, config.out / "metrics.jsonl"})
     run.wrote(path);
-  return train_result_json(result);
+  return train_result_json(result, config);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ enum RandomStream : std::uint64_t {
   kBootstrapStream = 8,   ///< (seed): resamples of reference samples
   kBaselineStream = 9,    ///< (seed): which sample is whose baseline
   kMixingStream = 10,     ///< (seed, epoch, batch, pipeline): mixup and cutmix
+  kFlatnessStream = 11,   ///< (seed): samples and directions that flatness is measured with
 };
 
 }  // namespace weightsmith

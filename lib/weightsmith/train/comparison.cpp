@@ -2,6 +2,7 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "weightsmith/eval/paired_test.h"
 #include "weightsmith/report/table.h"
 #include "weightsmith/train/checkpoint.h"
+#include "weightsmith/train/freeze.h"
 
 namespace weightsmith {
 namespace fs = std::filesystem;
@@ -30,7 +32,7 @@ TrainConfig run_config(const TrainConfig& config, std::size_t method, std::int64
   return run;
 }
 
-/// The result of a run that is finished and was made with this configuration.
+/// The result of a run that is finished and was made with this configuration, its flatness apart.
 std::optional<nlohmann::json> finished_result(const TrainConfig& run) {
   const fs::path path = run.out / kResults;
   std::error_code error;
@@ -47,6 +49,82 @@ void refuse_finished_runs(const TrainConfig& config) {
       if (const fs::path folder = run_config(config, m, seed).out; fs::exists(folder / kResults))
         throw Error(ErrorKind::kConfig, folder.string(), "holds a finished run",
                     "--resume reuses it, --overwrite begins anew");
+}
+
+void write_result(const TrainConfig& run, const nlohmann::json& result) {
+  write_text_atomically(
+      run.out / kResults,
+      nlohmann::json{{"config", lasting_config(run)},
+                     {"flatness", run.flatness ? to_config(*run.flatness) : nlohmann::json()},
+                     {"result", result}}
+              .dump(2) +
+          "\n");
+}
+
+/// Whether a finished run lacks the flatness that is asked for now.
+bool lacks_flatness(const TrainConfig& run) {
+  if (!run.flatness) return false;
+  const nlohmann::json file = nlohmann::json::parse(read_text(run.out / kResults));
+  return file.value("flatness", nlohmann::json()) != to_config(*run.flatness);
+}
+
+/// What a run's own network is loaded as.
+ScriptModel trained_network(const TrainConfig& run, const TrainOptions& options) {
+  LoadOptions load;
+  load.device = options.device;
+  load.trust = options.trust;
+  ModelRef ref;
+  ref.script = run.out / "model.pt";
+  ref.preprocess = run.model.preprocess;
+  return ScriptModel::load(ref, load);
+}
+
+/// Measured around the network of a finished run, without training it again.
+nlohmann::json flatness_afterwards(const TrainConfig& run, const TrainOptions& options,
+                                   Progress& progress) {
+  ScriptModel network = trained_network(run, options);
+  freeze_parameters(network, run.freeze);
+  const TrainData data = load_train_data(run.data, run.seed);
+  Objective objective = training_objective(run.objective, data);
+  objective.to(options.device);
+  return flatness_json(trained_flatness(run, network, data, objective, options.device, progress),
+                       *run.flatness);
+}
+
+/// What a run comes to, and whether it was there already.
+std::pair<nlohmann::json, bool> run_result(
+    const TrainConfig& run, const TrainOptions& options,
+    const std::function<void(const std::vector<fs::path>&)>& on_start, Progress& progress) {
+  if (std::optional<nlohmann::json> result; options.resume && (result = finished_result(run))) {
+    if (lacks_flatness(run)) {
+      (*result)["flatness"] = flatness_afterwards(run, options, progress);
+      write_result(run, *result);
+    }
+    return {std::move(*result), true};
+  }
+  TrainOptions own = options;
+  own.on_start = on_start;
+  nlohmann::json result = train_result_json(train(run, own, progress), run);
+  write_result(run, result);
+  remove_checkpoints(run.out);
+  return {std::move(result), false};
+}
+
+/// The networks of all seeds together, on the test data.
+Evaluation ensemble_score(const TrainConfig& config, std::size_t method,
+                          const TrainOptions& options, Progress& progress) {
+  const TrainData data = load_train_data(config.data, config.seeds.front());
+  Objective objective = training_objective(config.objective, data);
+  objective.to(options.device);
+  std::vector<ScriptModel> networks;
+  std::vector<ScriptModel*> pointers;
+  networks.reserve(config.seeds.size());
+  for (const std::int64_t seed : config.seeds)
+    pointers.push_back(
+        &networks.emplace_back(trained_network(run_config(config, method, seed), options)));
+  EvaluationOptions evaluation;
+  evaluation.device = options.device;
+  return evaluate_ensemble(pointers, *data.test, objective, evaluation, progress);
 }
 
 nlohmann::json or_null(const std::optional<double>& value) {
@@ -71,13 +149,35 @@ struct Scores {
   std::string name;
   std::vector<double> accuracy;
   std::vector<double> loss;
+  std::vector<nlohmann::json> flatness;  // one a run, where it is measured
+  std::optional<Evaluation> ensemble;
 };
+
+/// Means of the runs' figures; null where a run's is.
+nlohmann::json mean_flatness(const std::vector<nlohmann::json>& runs) {
+  nlohmann::json means = nlohmann::json::object();
+  for (const char* key :
+       {"loss", "random_loss", "random_deviation", "worst_loss", "top_eigenvalue"}) {
+    if (!runs.front().contains(key)) continue;
+    double sum = 0;
+    for (const nlohmann::json& run : runs)
+      sum += run.at(key).is_null() ? NAN : run.at(key).get<double>();
+    if (std::isnan(sum)) {
+      means[key] = nullptr;
+    } else {
+      means[key] = sum / static_cast<double>(runs.size());
+    }
+  }
+  return means;
+}
 
 nlohmann::json method_json(const Scores& scores, const Scores& reference) {
   nlohmann::json json = {{"name", scores.name},
                          {"accuracies", scores.accuracy},
                          {"accuracy", moments_json(scores.accuracy)},
                          {"loss", moments_json(scores.loss)}};
+  if (scores.ensemble) json["ensemble"] = evaluation_json(*scores.ensemble);
+  if (!scores.flatness.empty()) json["flatness"] = mean_flatness(scores.flatness);
   if (&scores == &reference) return json;
   const PairedTest test = paired_test(scores.accuracy, reference.accuracy);
   json["against_first"] = {{"mean_difference", test.mean_difference},
@@ -88,25 +188,49 @@ nlohmann::json method_json(const Scores& scores, const Scores& reference) {
   return json;
 }
 
+/// "0.1234", "-" where a figure is not finite.
+std::string figure(const nlohmann::json& value) {
+  return value.is_null() ? "-" : fmt::format("{:.4g}", value.get<double>());
+}
+
+/// Cells that compare with the first method.
+std::vector<std::string> paired_cells(const nlohmann::json& method) {
+  if (!method.contains("against_first")) return {"", "", ""};
+  const auto& test = method["against_first"];
+  std::vector<std::string> cells{
+      fmt::format("{:+.2f}", 100 * test["mean_difference"].get<double>())};
+  if (test["p"].is_null()) {
+    cells.insert(cells.end(), {"", ""});
+  } else {
+    cells.push_back(fmt::format("{:+.2f} to {:+.2f}", 100 * test["low"].get<double>(),
+                                100 * test["high"].get<double>()));
+    cells.push_back(fmt::format("{:.3f}", test["p"].get<double>()));
+  }
+  return cells;
+}
+
 std::string markdown(const nlohmann::json& comparison) {
-  const std::string first = comparison["methods"][0]["name"];
-  Table table({"method", "accuracy, %", "loss", "against " + first, "95 % interval", "p"});
+  const nlohmann::json& first = comparison["methods"][0];
+  std::vector<std::string> header{"method",        "accuracy, %",
+                                  "loss",          "against " + first["name"].get<std::string>(),
+                                  "95 % interval", "p"};
+  if (first.contains("ensemble")) header.push_back("ensemble, %");
+  std::vector<std::pair<const char*, const char*>> measured;
+  if (first.contains("flatness"))
+    for (const auto& [key, title] : {std::pair{"loss", "training loss"},
+                                     {"random_loss", "perturbed"},
+                                     {"worst_loss", "worst perturbed"},
+                                     {"top_eigenvalue", "top eigenvalue"}})
+      if (first["flatness"].contains(key)) measured.emplace_back(key, title);
+  for (const auto& [key, title] : measured) header.emplace_back(title);
+  Table table(header);
   for (const auto& method : comparison["methods"]) {
     std::vector<std::string> cells{method["name"], with_deviation(method["accuracy"]),
                                    fmt::format("{:.4f}", method["loss"]["mean"].get<double>())};
-    if (!method.contains("against_first")) {
-      cells.insert(cells.end(), {"", "", ""});
-    } else {
-      const auto& test = method["against_first"];
-      cells.push_back(fmt::format("{:+.2f}", 100 * test["mean_difference"].get<double>()));
-      if (test["p"].is_null()) {
-        cells.insert(cells.end(), {"", ""});
-      } else {
-        cells.push_back(fmt::format("{:+.2f} to {:+.2f}", 100 * test["low"].get<double>(),
-                                    100 * test["high"].get<double>()));
-        cells.push_back(fmt::format("{:.3f}", test["p"].get<double>()));
-      }
-    }
+    for (std::string& cell : paired_cells(method)) cells.push_back(std::move(cell));
+    if (method.contains("ensemble"))
+      cells.push_back(percent(method["ensemble"]["accuracy"].get<double>()));
+    for (const auto& [key, title] : measured) cells.push_back(figure(method["flatness"][key]));
     table.add_row(std::move(cells));
   }
   const auto& compute = comparison["compute"];
@@ -143,33 +267,24 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
     scores.name = config.compare[m].name;
     for (const std::int64_t seed : config.seeds) {
       const TrainConfig run = run_config(config, m, seed);
-      std::optional<nlohmann::json> result;
-      if (options.resume) result = finished_result(run);
-      const bool is_reused = result.has_value();
-      if (is_reused) {
-        ++reused;
-      } else {
-        TrainOptions own = options;
-        own.on_start = announce;
-        result = train_result_json(train(run, own, progress));
-        write_text_atomically(
-            run.out / kResults,
-            nlohmann::json{{"config", lasting_config(run)}, {"result", *result}}.dump(2) + "\n");
-        remove_checkpoints(run.out);
-      }
+      const auto [result, is_reused] = run_result(run, options, announce, progress);
+      if (is_reused) ++reused;
       for (const char* file : {"model.pt", "model.safetensors", "metrics.jsonl", kResults})
         wrote(run.out / file);
-      const auto& score = result->at(scored_on);
+      const auto& score = result.at(scored_on);
       scores.accuracy.push_back(score.at("accuracy"));
       scores.loss.push_back(score.at("loss"));
-      const std::int64_t own_steps = result->at("steps");
+      if (run.flatness) scores.flatness.push_back(result.at("flatness"));
+      const std::int64_t own_steps = result.at("steps");
       WS_CHECK(!steps || *steps == own_steps, "runs of unequal length");
       steps = own_steps;
       csv.add_row({scores.name, std::to_string(seed), fmt::format("{}", scores.accuracy.back()),
                    fmt::format("{}", scores.loss.back()),
-                   fmt::format("{}", result->at("train_loss").get<double>()),
+                   fmt::format("{}", result.at("train_loss").get<double>()),
                    std::to_string(own_steps), is_reused ? "yes" : "no"});
     }
+    if (config.data.test && config.seeds.size() > 1)
+      scores.ensemble = ensemble_score(config, m, options, progress);
   }
   if (!announced) announce({});
 

@@ -127,6 +127,7 @@ void fields(Fields& f, TrainConfig& c) {
   f("distillation", c.distillation);
   f("freeze", c.freeze);
   f("checkpoint", c.checkpoint);
+  f("flatness", c.flatness);
   f("compare", c.compare);
   f("seeds", c.seeds);
   f("seed", c.seed);
@@ -168,7 +169,7 @@ nlohmann::json to_config(const TrainConfig& c) { return write_fields(c); }
 
 nlohmann::json lasting_config(const TrainConfig& config) {
   nlohmann::json json = to_config(config);
-  for (const char* key : {"out", "device", "threads", "checkpoint", "compare", "seeds"})
+  for (const char* key : {"out", "device", "threads", "checkpoint", "flatness", "compare", "seeds"})
     json.erase(key);
   return json;
 }
@@ -309,6 +310,7 @@ void TrainConfig::validate() const {
   validate_schedule(schedule, epochs, optimizer.lr);
   require(checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "must be at least 1");
   require(checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1");
+  if (flatness) flatness->validate();
   require(seed >= 0, "seed", "must not be negative");
   require(!out.empty(), "out", "missing", "say where the network goes: --out DIR");
 }

@@ -10,6 +10,7 @@
 
 #include "weightsmith/data/augment.h"
 #include "weightsmith/data/data_config.h"
+#include "weightsmith/eval/flatness.h"
 #include "weightsmith/eval/objective.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/train/lookahead.h"
@@ -130,6 +131,7 @@ struct TrainConfig {
   std::optional<DistillationConfig> distillation;
   std::vector<std::string> freeze;  ///< patterns of names of parameters that are not trained
   CheckpointConfig checkpoint;
+  std::optional<FlatnessConfig> flatness;       ///< measured around the result
   std::vector<ComparedMethod> compare;          ///< not empty: train and compare these methods
   std::vector<std::int64_t> seeds = {0, 1, 2};  ///< of a comparison
   std::int64_t seed = 0;
@@ -152,8 +154,8 @@ struct TrainConfig {
 void from_config(const ConfigNode& node, TrainConfig& config);
 nlohmann::json to_config(const TrainConfig& config);
 
-/// What the weights of one run depend on: where a run writes, how it is run and what it is compared
-/// with may change when it is resumed.
+/// What the weights of one run depend on: where a run writes, how it is run, what it is compared
+/// with and what is measured afterwards may change when it is resumed.
 nlohmann::json lasting_config(const TrainConfig& config);
 
 }  // namespace weightsmith

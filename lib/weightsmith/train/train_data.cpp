@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
@@ -63,6 +64,27 @@ TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed) {
     add_label_noise(data.train, data.train_classes, config.label_noise,
                     static_cast<std::uint64_t>(seed));
   return data;
+}
+
+Objective training_objective(const ObjectiveConfig& config, const TrainData& data) {
+  Objective objective(config, data.classes);
+  if (config.candidates != Candidates::kData) return objective;
+  if (data.test) {
+    // A label that does not compete would make the loss infinite.
+    std::vector<std::int64_t> strange;
+    const auto tested = classes_in(*data.test);
+    std::set_difference(tested.begin(), tested.end(), data.train_classes.begin(),
+                        data.train_classes.end(), std::back_inserter(strange));
+    if (!strange.empty())
+      throw Error(ErrorKind::kConfig, "data.test",
+                  fmt::format("has samples of class {}{}: with objective.candidates \"data\" only "
+                              "classes of the training set compete",
+                              strange.front(),
+                              strange.size() > 1 ? fmt::format(" and {} more", strange.size() - 1)
+                                                 : std::string()),
+                  "select data.test.classes, or set objective.candidates to all");
+  }
+  return objective.restricted_to(data.train_classes);
 }
 
 }  // namespace weightsmith

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "weightsmith/data/dataset.h"
+#include "weightsmith/eval/objective.h"
 #include "weightsmith/train/train_config.h"
 
 namespace weightsmith {
@@ -27,5 +28,9 @@ struct TrainData {
 /// training sample, with probability `label_noise`, a class drawn uniformly from `train_classes`
 /// (its own included); validation and test labels stay as they are. Throws as load_dataset does.
 TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed);
+
+/// What outputs mean where this data is trained on: with `candidates` data only the classes of the
+/// training set compete. Throws Error{kConfig} when the test set has others then.
+Objective training_objective(const ObjectiveConfig& config, const TrainData& data);
 
 }  // namespace weightsmith

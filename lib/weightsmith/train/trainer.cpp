@@ -66,7 +66,7 @@ class Run {
         device_(options.device),
         progress_(progress),
         data_(load_train_data(config.data, config.seed)),
-        objective_(config.objective, data_.classes),
+        objective_(training_objective(config.objective, data_)),
         model_(load_model(config, options)),
         frozen_(freeze_parameters(model_, config.freeze)),
         arena_(std::in_place, model_.parameters(), config.method.trained_heads(), model_.where()),
@@ -74,10 +74,6 @@ class Run {
         method_(make_method(config, *arena_, batches_)),
         norms_(model_, config.method.norm_mode(), config.method.trained_heads()) {
     check_storable(model_.state_dict(), model_.where());
-    if (config.objective.candidates == Candidates::kData) {
-      check_test_competes();
-      objective_ = objective_.restricted_to(data_.train_classes);
-    }
     objective_.to(device_);
     if (config.distillation) distillation_.emplace(*config.distillation, device_, options.trust);
     state_.config = lasting_config(config);
@@ -105,6 +101,7 @@ class Run {
     const Batch batch = loader.next();
     for (const at::Tensor& view : batch.views)
       loss_of(view.narrow(0, 0, 1).to(device_), batch.labels.narrow(0, 0, 1).to(device_), {});
+    if (config_.flatness) try_flatness();
     nlohmann::json plan = {{"dry_run", true},
                            {"parameters", result_.parameters},
                            {"heads", arena_->heads()},
@@ -128,6 +125,7 @@ class Run {
                   fmt::format("holds {} of an earlier run", paths.front().filename().string()),
                   "--resume goes on from it, --overwrite begins anew");
     }
+    if (config_.flatness) try_flatness();
     for (const std::string& warning : warnings()) progress_.warn(warning);
     if (options.on_start) options.on_start(inputs_);
     make_folder(config_.out);
@@ -150,21 +148,15 @@ class Run {
     return bytes;
   }
 
-  /// With `candidates` data a label that does not compete would make the loss infinite.
-  void check_test_competes() const {
-    if (!data_.test) return;
-    std::vector<std::int64_t> strange;
-    const auto tested = classes_in(*data_.test);
-    std::set_difference(tested.begin(), tested.end(), data_.train_classes.begin(),
-                        data_.train_classes.end(), std::back_inserter(strange));
-    if (strange.empty()) return;
-    throw Error(ErrorKind::kConfig, "data.test",
-                fmt::format("has samples of class {}{}: with objective.candidates \"data\" only "
-                            "classes of the training set compete",
-                            strange.front(),
-                            strange.size() > 1 ? fmt::format(" and {} more", strange.size() - 1)
-                                               : std::string()),
-                "select data.test.classes, or set objective.candidates to all");
+  /// Second derivatives that are missing are better known before than after the training.
+  void try_flatness() {
+    TrainConfig brief = config_;
+    brief.flatness->directions = 0;
+    brief.flatness->ascent_steps = std::min<std::int64_t>(brief.flatness->ascent_steps, 1);
+    brief.flatness->power_iterations = std::min<std::int64_t>(brief.flatness->power_iterations, 1);
+    brief.flatness->samples = 1;
+    NoProgress quiet;
+    trained_flatness(brief, model_, data_, objective_, device_, quiet);
   }
 
   /// What to say of batch norms that do not listen to training mode; "" without any.
@@ -486,6 +478,10 @@ class Run {
     model_.metadata()["training"] = state_.config;
     model_.save(result_.model);
     write_safetensors(result_.weights, model_.state_dict());
+    if (config_.flatness) {
+      for (const at::Tensor& parameter : frozen_) parameter.set_requires_grad(false);
+      result_.flatness = trained_flatness(config_, model_, data_, objective_, device_, progress_);
+    }
   }
 
   double mean_loss() const {
@@ -513,12 +509,13 @@ class Run {
 
 }  // namespace
 
-nlohmann::json train_result_json(const TrainResult& r) {
+nlohmann::json train_result_json(const TrainResult& r, const TrainConfig& config) {
   nlohmann::json json = {{"epochs", r.epochs},         {"steps", r.steps},
                          {"parameters", r.parameters}, {"train_loss", r.train_loss},
                          {"model", r.model.string()},  {"weights", r.weights.string()}};
   if (r.validation) json["validation"] = evaluation_json(*r.validation);
   if (r.test) json["test"] = evaluation_json(*r.test);
+  if (r.flatness) json["flatness"] = flatness_json(*r.flatness, *config.flatness);
   if (r.skipped > 0) json["skipped_images"] = r.skipped;
   if (r.resumed_from)
     json["resumed_from"] = {{"epoch", r.resumed_from->epoch}, {"batch", r.resumed_from->batch}};
@@ -528,6 +525,19 @@ nlohmann::json train_result_json(const TrainResult& r) {
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {
   config.validate();
   return Run(config, options, progress).run(options);
+}
+
+Flatness trained_flatness(const TrainConfig& config, ScriptModel& model, const TrainData& data,
+                          const Objective& objective, at::Device device, Progress& progress) {
+  const auto seed = static_cast<std::uint64_t>(config.seed);
+  Rng rng(seed, {kFlatnessStream});
+  std::vector<std::int64_t> chosen = random_permutation(data.train.size(), rng);
+  chosen.resize(std::min(chosen.size(), static_cast<std::size_t>(config.flatness->samples)));
+  std::sort(chosen.begin(), chosen.end());
+  EvaluationOptions options;
+  options.device = device;
+  return measure_flatness(model, subset(data.train, chosen), objective, *config.flatness,
+                          rng.next(), options, progress);
 }
 
 nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& options) {

@@ -12,6 +12,7 @@
 #include "weightsmith/data/loader.h"
 #include "weightsmith/eval/evaluation.h"
 #include "weightsmith/train/train_config.h"
+#include "weightsmith/train/train_data.h"
 
 namespace weightsmith {
 
@@ -35,12 +36,14 @@ struct TrainResult {
   std::int64_t skipped = 0;     ///< images that could not be read (`on_error` skip)
   std::optional<Evaluation> validation;
   std::optional<Evaluation> test;
+  std::optional<Flatness> flatness;
   std::optional<LoaderPosition> resumed_from;
   std::filesystem::path model;    ///< model.pt
   std::filesystem::path weights;  ///< model.safetensors
 };
 
-nlohmann::json train_result_json(const TrainResult& result);
+/// `flatness` as `config` asks for it.
+nlohmann::json train_result_json(const TrainResult& result, const TrainConfig& config);
 
 /// What train() would do: loads network and data, checks that they fit (one sample through the
 /// network and the loss), and counts; writes nothing. What train() would warn of stands under
@@ -75,5 +78,11 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 ///
 /// Seeds LibTorch's global generator before every step.
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress);
+
+/// The flatness (`config.flatness`) around a trained network, as train() measures it after it has
+/// saved the network: on samples of the training set with its label noise, without augmentation.
+/// Throws as measure_flatness does.
+Flatness trained_flatness(const TrainConfig& config, ScriptModel& model, const TrainData& data,
+                          const Objective& objective, at::Device device, Progress& progress);
 
 }  // namespace weightsmith

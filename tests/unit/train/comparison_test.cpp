@@ -15,6 +15,7 @@
 #include "weightsmith/core/stop.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/checkpoint.h"
+#include "weightsmith/train/train_data.h"
 
 namespace weightsmith {
 namespace {
@@ -91,6 +92,71 @@ TEST_CASE("methods are compared over seeds at equal compute", "[train]") {
 
   testing::expect_error(ErrorKind::kConfig, {"seed-3", "--overwrite"},
                         [&] { compare_methods(config, {}, progress, ignore); });
+}
+
+TEST_CASE("networks of all seeds together are scored as an ensemble", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = comparison_config(folder / "out");
+  config.compare.pop_back();
+  config.seeds = {3, 1};
+  NoProgress progress;
+  const nlohmann::json result = compare_methods(config, {}, progress, ignore);
+  const TrainData data = load_train_data(config.data, 3);
+  for (const auto& method : result["methods"]) {
+    std::vector<ScriptModel> networks;
+    for (const char* seed : {"seed-3", "seed-1"}) {
+      ModelRef ref;
+      ref.script = config.out / method["name"].get<std::string>() / seed / "model.pt";
+      networks.push_back(ScriptModel::load(ref, {}));
+    }
+    std::int64_t correct = 0;
+    for (std::int64_t i = 0; i < data.test->size(); ++i) {
+      const at::NoGradGuard no_grad;
+      const at::Tensor image = normalised_batch(*data.test, i, 1);
+      const at::Tensor both =
+          networks[0].forward(image).softmax(1) + networks[1].forward(image).softmax(1);
+      correct += both.argmax(1).item<std::int64_t>() == data.test->labels[i].item<std::int64_t>();
+    }
+    CHECK(method["ensemble"]["accuracy"] == static_cast<double>(correct) / 40);
+    CHECK_FALSE(method.contains("flatness"));
+  }
+  config.out = folder / "one";
+  config.seeds = {3};
+  CHECK_FALSE(compare_methods(config, {}, progress, ignore)["methods"][0].contains("ensemble"));
+}
+
+TEST_CASE("flatness is measured with a run, or afterwards without training again", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = comparison_config(folder / "with");
+  config.compare.pop_back();
+  config.seeds = {3};
+  config.freeze = {"*.bias"};
+  config.flatness.emplace();
+  config.flatness->directions = 2;
+  config.flatness->ascent_steps = 2;
+  config.flatness->power_iterations = 3;
+  NoProgress progress;
+  const nlohmann::json with = compare_methods(config, {}, progress, ignore);
+  const auto& flatness = with["methods"][1]["flatness"];
+  CHECK(flatness["worst_loss"] > flatness["loss"]);
+  CHECK(flatness["top_eigenvalue"] > 0);
+  CHECK_THAT(read_text(config.out / "comparison.md"), Catch::Contains("top eigenvalue"));
+
+  const auto measured = config.flatness;
+  config.out = folder / "without";
+  config.flatness.reset();
+  compare_methods(config, {}, progress, ignore);
+  config.flatness = measured;
+  TrainOptions options;
+  options.resume = true;
+  const nlohmann::json after = compare_methods(config, options, progress, ignore);
+  CHECK(after["reused"] == 2);
+  CHECK(after["methods"] == with["methods"]);
+  // Another radius is another measurement, the same one is not repeated.
+  config.flatness->radius = 0.2;
+  const nlohmann::json other = compare_methods(config, options, progress, ignore);
+  CHECK(other["methods"][1]["flatness"]["worst_loss"] > flatness["worst_loss"]);
+  CHECK(compare_methods(config, options, progress, ignore) == other);
 }
 
 /// Asks to stop at its `at`-th report.

@@ -58,12 +58,20 @@ TEST_CASE("every documented default is the struct's", "[train]") {
       }
   for (const auto& [key, property] : schema["properties"].items()) {
     INFO(key);
-    CHECK((defaults.contains(key) || key == "distillation"));  // without one there is none
+    const bool optional = key == "distillation" || key == "flatness";  // without one there is none
+    CHECK((defaults.contains(key) || optional));
     if (property.contains("default")) CHECK(property["default"] == defaults[key]);
   }
   for (const auto& [key, value] : defaults.items()) {
     INFO(key);
     CHECK(schema["properties"].contains(key));
+  }
+  const nlohmann::json flatness = to_config(FlatnessConfig{});
+  const nlohmann::json flatness_schema = schema["properties"]["flatness"]["properties"];
+  CHECK(flatness.size() == flatness_schema.size());
+  for (const auto& [key, property] : flatness_schema.items()) {
+    INFO("flatness " << key);
+    CHECK(property["default"] == flatness[key]);
   }
   const nlohmann::json data_defaults = to_config(DataConfig{});
   for (const auto& [key, property] : data_schema["properties"].items())

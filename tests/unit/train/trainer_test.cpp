@@ -151,7 +151,7 @@ TEST_CASE("training writes the network, its weights, metrics and a checkpoint", 
   CHECK(result.steps == 12 * 13 * 3);
   CHECK(result.test->samples == 40);
   CHECK(result.test->accuracy > 0.7);
-  CHECK(train_result_json(result)["test"]["accuracy"] == result.test->accuracy);
+  CHECK(train_result_json(result, config)["test"]["accuracy"] == result.test->accuracy);
   const auto rows = metrics_of(config.out);
   REQUIRE(rows.size() == 12);
   CHECK(rows[0]["epoch"] == 1);
