@@ -15,6 +15,16 @@
 namespace weightsmith {
 namespace {
 
+/// What is measured of a run, and the methods and seeds of a comparison, can be added when all is
+/// done: finished trainings are taken as they are.
+bool extends(nlohmann::json finished, nlohmann::json config) {
+  const auto compares = [](const nlohmann::json& c) { return !c.at("compare").empty(); };
+  if (!finished.contains("compare") || compares(finished) != compares(config)) return false;
+  for (nlohmann::json* json : {&finished, &config})
+    for (const char* key : {"flatness", "compare", "seeds"}) json->erase(key);
+  return finished == config;
+}
+
 const ToolAbout kAbout{
     "lookaround-train",
     "Trains a network with Lookaround: several networks start from one point, each takes k steps "
@@ -24,7 +34,9 @@ const ToolAbout kAbout{
     "around, 1 step average\", NeurIPS 2023). Also trains with SGD, SWA, SWAD, Lookahead and EMA "
     "at "
     "equal compute.",
-    "lookaround-train --config train.json --set method.heads=3 --out runs/lookaround"};
+    "lookaround-train --config train.json --set method.heads=3 --out runs/lookaround",
+    {},
+    extends};
 
 nlohmann::json compare(const TrainConfig& config, const TrainOptions& options, Run& run) {
   nlohmann::json comparison = compare_methods(config, options, run.progress(),

@@ -237,6 +237,20 @@ TEST_CASE("methods are compared, and a comparison is reused") {
       summary_of(lookaround_train({"--config", file, "--out", out, "--quiet", "--resume"}));
   CHECK(again["reused"] == 5);
   CHECK(again["methods"] == summary["methods"]);
+
+  // A finished comparison goes on with another seed and measures what it had not, but does not mix
+  // with one of other runs.
+  again = summary_of(lookaround_train(
+      {"--config", file, "--out", out, "--quiet", "--resume", "--set", "seeds=[4,5,6]", "--set",
+       "flatness.power_iterations=2", "--set", "flatness.samples=20"}));
+  CHECK(again["reused"] == 6);
+  CHECK(again["runs"] == 9);
+  CHECK(again["methods"][0]["accuracies"][1] == summary["methods"][0]["accuracies"][1]);
+  CHECK(again["methods"][2]["flatness"]["top_eigenvalue"].is_number());
+  CHECK(again["methods"][2]["ensemble"]["samples"] == summary["methods"][2]["ensemble"]["samples"]);
+  check_failure(lookaround_train({"--config", file, "--out", out, "--quiet", "--resume", "--set",
+                                  "optimizer.lr=0.01"}),
+                "lookaround-train", 2, {"another configuration", "--overwrite"});
   check_failure(lookaround_train({"--config", file, "--out", (folder / "none").string(), "--quiet",
                                   "--set", "compare=[\"sgb\"]"}),
                 "lookaround-train", 2, {"compare[0]", "sgb"});

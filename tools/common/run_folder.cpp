@@ -48,7 +48,9 @@ std::optional<json> finished_run(const fs::path& out, const RunFolderFlags& flag
   if (!fs::exists(results)) return std::nullopt;
   if (flags.resume) {
     const json before = read_own_json(out / "config.json");
-    if (const std::string key = first_difference(before, config); !key.empty())
+    const std::string key = first_difference(before, config);
+    if (!key.empty() && flags.extends && flags.extends(before, config)) return std::nullopt;
+    if (!key.empty())
       throw Error(ErrorKind::kConfig, out.string(),
                   fmt::format("holds a finished run of another configuration: \"{}\" differs", key),
                   "choose another --out, or --overwrite");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <set>
@@ -12,11 +13,13 @@ namespace weightsmith {
 struct RunFolderFlags {
   bool resume = false;
   bool overwrite = false;
+  /// Whether, with `resume`, a finished run of one configuration can go on as a run of another.
+  std::function<bool(const nlohmann::json& finished, const nlohmann::json& config)> extends = {};
 };
 
-/// A finished run is never mixed with another: refused, reused (its summary is returned) or, with
-/// `overwrite`, free to be replaced. Throws Error{kConfig} for a run of another configuration, and
-/// Error{kInput} when what it left cannot be read.
+/// A finished run is never mixed with another: refused, reused (its summary is returned), gone
+/// on with where it `extends` or, with `overwrite`, free to be replaced. Throws Error{kConfig} for
+/// a run of another configuration, and Error{kInput} when what it left cannot be read.
 std::optional<nlohmann::json> finished_run(const std::filesystem::path& out,
                                            const RunFolderFlags& flags,
                                            const nlohmann::json& config);

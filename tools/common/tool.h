@@ -24,6 +24,8 @@ struct ToolAbout {
   std::string description;              ///< what it does, the paper it implements
   std::string example;                  ///< one worked command
   std::vector<SettingFlag> flags = {};  ///< those only this tool has
+  /// RunFolderFlags::extends; default: never.
+  std::function<bool(const nlohmann::json& finished, const nlohmann::json& config)> extends = {};
 };
 
 /// A subcommand with options of its own ("mudsc-merge match FILE --models 2"). `define` adds the

@@ -184,7 +184,7 @@ double worst_loss(LossAround& around, const at::Tensor& units, const FlatnessCon
       length = 1;
     }
     double loss = 0;
-    std::tie(loss, gradient) = around.gradient(units * upwards * (config.radius / length));
+    std::tie(loss, gradient) = around.gradient(units * upwards * (config.worst_radius / length));
     worst = std::max(worst, loss);
     phase.update(step + 1);
   }
@@ -249,7 +249,8 @@ EnumNames<PerturbationScale> enum_names(PerturbationScale) {
 
 template <class Fields>
 void fields(Fields& f, FlatnessConfig& c) {
-  f("radius", c.radius);
+  f("random_radius", c.random_radius);
+  f("worst_radius", c.worst_radius);
   f("scale", c.scale);
   f("directions", c.directions);
   f("ascent_steps", c.ascent_steps);
@@ -265,7 +266,10 @@ void FlatnessConfig::validate() const {
   const auto require = [](bool holds, const char* key, const char* what) {
     if (!holds) throw Error(ErrorKind::kConfig, key, what, "see --print-schema");
   };
-  require(std::isfinite(radius) && radius > 0, "flatness.radius", "must be positive");
+  require(std::isfinite(random_radius) && random_radius > 0, "flatness.random_radius",
+          "must be positive");
+  require(std::isfinite(worst_radius) && worst_radius > 0, "flatness.worst_radius",
+          "must be positive");
   require(directions >= 0, "flatness.directions", "must not be negative");
   require(ascent_steps >= 0, "flatness.ascent_steps", "must not be negative");
   require(power_iterations >= 0, "flatness.power_iterations", "must not be negative");
@@ -305,7 +309,7 @@ Flatness measure_flatness(ScriptModel& model, const Dataset& dataset, const Obje
     Phase phase(progress, "random directions", config.directions, "directions");
     std::vector<double> losses;
     while (static_cast<std::int64_t>(losses.size()) < config.directions) {
-      losses.push_back(around.loss(units * directions.next() * config.radius));
+      losses.push_back(around.loss(units * directions.next() * config.random_radius));
       phase.update(static_cast<std::int64_t>(losses.size()));
     }
     const SampleMoments moments = sample_moments(losses);

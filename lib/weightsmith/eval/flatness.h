@@ -20,7 +20,8 @@ enum class PerturbationScale {
 EnumNames<PerturbationScale> enum_names(PerturbationScale);
 
 struct FlatnessConfig {
-  double radius = 0.05;  ///< ρ
+  double random_radius = 0.5;  ///< ρ_r: a random direction hardly meets a steep one
+  double worst_radius = 0.01;  ///< ρ_w
   PerturbationScale scale = PerturbationScale::kRelative;
   std::int64_t directions = 10;        ///< random ones; 0: none
   std::int64_t ascent_steps = 10;      ///< towards the worst direction; 0: none
@@ -41,9 +42,9 @@ nlohmann::json to_config(const FlatnessConfig& config);
 struct Flatness {
   std::int64_t samples = 0;
   double loss = 0;              ///< L(θ)
-  double random_loss = 0;       ///< mean over directions z of L(θ + ρ T z / ‖z‖), z normal
+  double random_loss = 0;       ///< mean over directions z of L(θ + ρ_r T z / ‖z‖), z normal
   double random_deviation = 0;  ///< over the directions, divided by n − 1; 0 for a single one
-  double worst_loss = 0;  ///< the largest L(θ + T u) met with ‖u‖ = ρ: a lower bound of the
+  double worst_loss = 0;  ///< the largest L(θ + T u) met with ‖u‖ = ρ_w: a lower bound of the
                           ///< largest there is
   double top_eigenvalue = 0;  ///< largest eigenvalue of the Hessian ∂²L/∂θ², whatever the scale
   std::int64_t iterations = 0;  ///< products with the Hessian
@@ -59,7 +60,7 @@ nlohmann::json flatness_json(const Flatness& flatness, const FlatnessConfig& con
 ///
 /// The worst direction is sought by repeating the step of sharpness-aware minimisation (Foret,
 /// Kleiner, Mobahi, Neyshabur, ICLR 2021, equation 2; scaled: Kwon, Kim, Park, Choi, "ASAM", ICML
-/// 2021): u ← ρ T g / ‖T g‖ with the gradient g at θ + T u, from u = 0 on. The eigenvalue comes
+/// 2021): u ← ρ_w T g / ‖T g‖ with the gradient g at θ + T u, from u = 0 on. The eigenvalue comes
 /// from power iteration on exact products with the Hessian (Pearlmutter, Neural Computation 1994;
 /// Yao et al., "PyHessian", 2020). Where the eigenvalue of largest magnitude is negative, the
 /// iteration goes on with the Hessian less that eigenvalue.

@@ -126,14 +126,15 @@ TEST_CASE("losses around a stationary point follow the Hessian", "[eval]") {
   const at::Tensor h = hessian(weight, set.images);
   FlatnessConfig config;
   config.scale = PerturbationScale::kAbsolute;
-  config.radius = 0.02;
+  config.random_radius = 0.02;
+  config.worst_radius = 0.02;
   config.directions = 400;
   config.ascent_steps = 60;
   const Flatness flatness = measure(model, set, config);
   CHECK(flatness.samples == 60);
   CHECK(flatness.loss == Approx(std::log(3.0)));
   // To second order: the mean over the sphere is ρ² tr(H) / 2n, the maximum ρ² λ / 2.
-  const double r2 = config.radius * config.radius;
+  const double r2 = config.worst_radius * config.worst_radius;
   CHECK(flatness.random_loss - flatness.loss ==
         Approx(r2 * h.trace().item<double>() / (2.0 * kClasses * kWidth)).epsilon(0.1));
   CHECK(flatness.random_deviation > 0);
@@ -149,15 +150,16 @@ TEST_CASE("the worst direction is uphill, in the scale that was asked for", "[ev
   p = p - at::one_hot(set.labels, kClasses);
   const double slope = p.t().matmul(x).div(40).norm().item<double>();
   FlatnessConfig config;
-  config.radius = 1e-3;
+  config.random_radius = 1e-3;
+  config.worst_radius = 1e-3;
   config.scale = PerturbationScale::kAbsolute;
   const Flatness absolute = measure(model, set, config);
-  CHECK(absolute.worst_loss - absolute.loss == Approx(config.radius * slope).epsilon(0.02));
+  CHECK(absolute.worst_loss - absolute.loss == Approx(config.worst_radius * slope).epsilon(0.02));
   CHECK(absolute.worst_loss > absolute.random_loss + 2 * absolute.random_deviation);
   config.scale = PerturbationScale::kRelative;
   const Flatness relative = measure(model, set, config);
   CHECK(relative.worst_loss - relative.loss ==
-        Approx(config.radius * slope * weight.detach().norm().item<double>()).epsilon(0.03));
+        Approx(config.worst_radius * slope * weight.detach().norm().item<double>()).epsilon(0.03));
 
   // The draws are the seed's.
   CHECK(measure(model, set, config).random_loss == relative.random_loss);
@@ -174,7 +176,7 @@ TEST_CASE("only what is asked for is measured and written", "[eval]") {
   CHECK(json.size() == 2);
   CHECK(json["samples"] == 10);
   config.directions = 1;
-  config.radius = 1e38;
+  config.random_radius = 1e38;
   CHECK(flatness_json(measure(model, random_set(10), config), config)["random_loss"].is_null());
 }
 
@@ -205,8 +207,9 @@ TEST_CASE("what cannot be measured is an error, and the weights are as before", 
   }
   SECTION("configuration") {
     FlatnessConfig config;
-    config.radius = 0;
-    testing::expect_error(ErrorKind::kConfig, {"flatness.radius"}, [&] { config.validate(); });
+    config.worst_radius = 0;
+    testing::expect_error(ErrorKind::kConfig, {"flatness.worst_radius"},
+                          [&] { config.validate(); });
   }
 }
 

@@ -153,7 +153,7 @@ TEST_CASE("flatness is measured with a run, or afterwards without training again
   CHECK(after["reused"] == 2);
   CHECK(after["methods"] == with["methods"]);
   // Another radius is another measurement, the same one is not repeated.
-  config.flatness->radius = 0.2;
+  config.flatness->worst_radius = 0.1;
   const nlohmann::json other = compare_methods(config, options, progress, ignore);
   CHECK(other["methods"][1]["flatness"]["worst_loss"] > flatness["worst_loss"]);
   CHECK(compare_methods(config, options, progress, ignore) == other);
