@@ -21,6 +21,7 @@
 #include "weightsmith/model/builtin.h"
 #include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/model/state_dict_file.h"
+#include "weightsmith/model/tensor_sharing.h"
 
 namespace weightsmith {
 namespace fs = std::filesystem;
@@ -115,6 +116,7 @@ ScriptModel::ScriptModel(torch::jit::Module module, std::string where, nlohmann:
   prepare_jit_runtime();
   if (!module_.find_method("forward"))
     throw Error(ErrorKind::kInput, where_, "the network has no method \"forward\"");
+  untied_ = separate_views(module_);
 }
 
 ScriptModel ScriptModel::load(const ModelRef& ref, const LoadOptions& options) {

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "weightsmith/model/model_ref.h"
 #include "weightsmith/tensor/tensor_map.h"
@@ -23,6 +24,7 @@ struct LoadOptions {
 /// A TorchScript network with its weights accessible by qualified name.
 class ScriptModel {
  public:
+  /// Takes over `module` and leaves no two of its tensors in one storage (model/tensor_sharing.h).
   /// `where` names the model in errors. `metadata` is kept in saved archives (extra file
   /// weightsmith.json). name() is `where`'s file name without its extension.
   ScriptModel(torch::jit::Module module, std::string where,
@@ -84,6 +86,9 @@ class ScriptModel {
   const nlohmann::json& metadata() const { return metadata_; }
   nlohmann::json& metadata() { return metadata_; }
   const std::optional<Preprocess>& preprocess() const { return preprocess_; }
+  /// Pairs of parameters ("a and b") that overlapped in memory, as a transposed weight does, and
+  /// are tensors of their own now.
+  const std::vector<std::string>& untied() const { return untied_; }
 
  private:
   torch::jit::Module module_;
@@ -91,6 +96,7 @@ class ScriptModel {
   std::string name_;
   nlohmann::json metadata_;
   std::optional<Preprocess> preprocess_;
+  std::vector<std::string> untied_;
 };
 
 }  // namespace weightsmith

@@ -180,6 +180,10 @@ class Run {
     for (const Dataset* set : {&data_.train, data_.test ? &*data_.test : nullptr})
       if (set != nullptr && !set->skipped.empty()) all.push_back(skipped_warning(*set));
     if (std::string warning = frozen_warning(); !warning.empty()) all.push_back(std::move(warning));
+    if (!model_.untied().empty())
+      all.push_back(
+          fmt::format("{}: parameters that are views of one another are trained apart: {}",
+                      model_.where(), join_some(model_.untied())));
     return all;
   }
 
