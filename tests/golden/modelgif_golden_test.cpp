@@ -116,7 +116,7 @@ TEST_CASE("fields in double precision, and the summed integral", "[golden]") {
     const FieldOptions options{PathRule::kGaussLegendre, 6, true, true, FieldTarget::kLabel};
     const FieldChunk whole =
         GradientField(network, options).compute({x, at::zeros_like(x), tensor("labels")});
-    const at::Tensor& wanted =
+    const at::Tensor wanted =
         tensor("field64/" + model + "/gausslegendre/n6/cumsum/base_zero/target_label");
     CHECK((whole.field - wanted).abs().max().item<double>() < 1e-12);
     // The last step of a cumulative field is the integral itself.
@@ -229,7 +229,7 @@ TEST_CASE("the tree of tasks and the order of its leaves", "[golden]") {
     points.emplace_back(data, data + rows.size(1));
   }
   const auto merges = ward_linkage(points);
-  const at::Tensor& wanted = tensor("tree/linkage_ward");
+  const at::Tensor wanted = tensor("tree/linkage_ward");
   REQUIRE(merges.size() == 16);
   for (std::int64_t m = 0; m < 16; ++m) {
     CHECK(static_cast<double>(merges[m].left) == wanted[m][0].item<double>());

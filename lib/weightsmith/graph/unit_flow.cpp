@@ -36,6 +36,32 @@ bool hands_on(const std::vector<at::Tensor>& outputs, const std::vector<at::Tens
   });
 }
 
+/// Operators that make numbers of what a tensor holds. Others (size, dim) look at its shape.
+bool reads_values(const torch::jit::Node* node) {
+  static const std::set<std::string> readers{"Int",
+                                             "Float",
+                                             "Bool",
+                                             "Complex",
+                                             "item",
+                                             "_local_scalar_dense",
+                                             "IntImplicit",
+                                             "FloatImplicit",
+                                             "tolist",
+                                             "is_nonzero",
+                                             "equal",
+                                             "allclose",
+                                             "ComplexImplicit",
+                                             "ScalarImplicit"};
+  return readers.contains(node->kind().toUnqualString());
+}
+
+bool is_integer_type(const c10::TypePtr& type) {
+  if (const auto list = type->cast<c10::ListType>()) return is_integer_type(list->getElementType());
+  if (const auto optional = type->cast<c10::OptionalType>())
+    return is_integer_type(optional->getElementType());
+  return type->kind() == c10::TypeKind::IntType;
+}
+
 bool same_view(const at::Tensor& a, const at::Tensor& b) {
   return a.is_same(b) || (a.defined() && b.defined() && a.has_storage() && b.has_storage() &&
                           a.is_alias_of(b) && a.storage_offset() == b.storage_offset() &&
@@ -196,18 +222,75 @@ void UnitFlow::consume(const TensorLabels& operand, const std::vector<std::int64
   }
 }
 
+bool UnitFlow::is_chosen(const torch::jit::Value* value) const {
+  if (chosen_.contains(value)) return true;
+  const torch::jit::Node* block_start = value->node();
+  if (block_start->kind() != c10::prim::Param) return false;
+  const torch::jit::Node* loop = block_start->owningBlock()->owningNode();
+  if (loop == nullptr || loop->kind() != c10::prim::Loop) return false;
+  // A loop's counter is as chosen as the number of its rounds; what it carries, as what it starts
+  // from or comes back with.
+  const std::size_t place = value->offset();
+  const torch::jit::Block* body = block_start->owningBlock();
+  if (place == 0) return is_chosen(loop->inputs()[0]) || chosen_.contains(body->outputs()[0]);
+  return is_chosen(loop->inputs()[place + 1]) || chosen_.contains(body->outputs()[place]);
+}
+
+bool UnitFlow::follow_numbers(const torch::jit::Node* node, const std::vector<c10::IValue>& inputs,
+                              const std::vector<c10::IValue>& outputs) {
+  const auto any_chosen = [&](const auto& values) {
+    return std::any_of(values.begin(), values.end(),
+                       [&](const torch::jit::Value* v) { return is_chosen(v); });
+  };
+  bool chosen = any_chosen(node->inputs());
+  for (const torch::jit::Block* block : node->blocks()) chosen |= any_chosen(block->outputs());
+  if (reads_values(node)) {
+    for (const at::Tensor& tensor : tensors_in(inputs)) {
+      const TensorLabels labels = labels_of(tensor);
+      if (labels.is_static) continue;
+      chosen = true;
+      std::vector<std::int64_t> all(labels.rank());
+      std::iota(all.begin(), all.end(), 0);
+      algebra_.distinguish(labels, all, Cause::kOrder);
+    }
+  }
+  if (chosen)
+    for (std::size_t i = 0; i < outputs.size(); ++i)
+      if (tensors_in(outputs[i]).empty()) chosen_.insert(node->outputs()[i]);
+  return chosen;
+}
+
+void UnitFlow::hold_what_is_indexed(const torch::jit::Node* node,
+                                    const std::vector<c10::IValue>& inputs) {
+  const auto* schema = node->maybeSchema();
+  if (schema == nullptr) return;
+  bool is_indexed = false;
+  for (std::size_t i = 0; i < node->inputs().size() && i < schema->arguments().size(); ++i)
+    is_indexed |= is_integer_type(schema->arguments()[i].type()) && is_chosen(node->inputs()[i]);
+  if (!is_indexed) return;
+  for (const at::Tensor& tensor : tensors_in(inputs)) {
+    const TensorLabels labels = labels_of(tensor);
+    std::vector<std::int64_t> all(labels.rank());
+    std::iota(all.begin(), all.end(), 0);
+    if (!labels.is_static) algebra_.distinguish(labels, all, Cause::kOrder);
+  }
+}
+
 void UnitFlow::after(std::size_t number, const std::vector<c10::IValue>& inputs,
                      const std::vector<c10::IValue>& outputs) {
   const torch::jit::Node* node = graph_.nodes()[number];
-  // Lists, tuples and attributes hand on what is known; operators of other libraries compute.
-  if (node->kind().is_prim()) return;
+  algebra_.set_node(number);
+  const bool is_chosen = follow_numbers(node, inputs, outputs);
   const std::vector<at::Tensor> results = tensors_in(outputs);
-  if (results.empty()) return;
+  // Lists, tuples and attributes hand on what is known; operators of other libraries compute.
+  if (node->kind() == c10::prim::NumToTensor && is_chosen)
+    set_labels(results.front(), fixed_labels({}), number, 0);
+  if (node->kind().is_prim() || results.empty()) return;
   const std::vector<at::Tensor> given = tensors_in(inputs);
+  if (is_chosen) hold_what_is_indexed(node, inputs);
   const std::string name = base_name(node);
   const bool in_place = std::string(node->kind().toUnqualString()) != name;
   if (!in_place && hands_on(results, given)) return;
-  algebra_.set_node(number);
 
   if (name.find("batch_norm") != std::string::npos || name == "instance_norm")
     for (const char* statistics : {"running_mean", "running_var"})
@@ -216,8 +299,14 @@ void UnitFlow::after(std::size_t number, const std::vector<c10::IValue>& inputs,
           adopt(inputs[*at].toTensor());
   std::vector<TensorLabels> known;
   for (const at::Tensor& tensor : given) known.push_back(labels_of(tensor));
-  const bool all_static = std::all_of(known.begin(), known.end(),
-                                      [](const TensorLabels& labels) { return labels.is_static; });
+  if (is_chosen && given.empty()) {
+    for (std::size_t i = 0; i < results.size(); ++i)
+      set_labels(results[i], fixed_labels(results[i].sizes()), number, i);
+    return;
+  }
+  const bool all_static =
+      !is_chosen && std::all_of(known.begin(), known.end(),
+                                [](const TensorLabels& labels) { return labels.is_static; });
   if (all_static || is_factory(name)) {
     for (std::size_t i = 0; i < results.size(); ++i) {
       TensorLabels labels = static_labels(results[i]);

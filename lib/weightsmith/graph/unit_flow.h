@@ -104,6 +104,14 @@ class UnitFlow : public NodeObserver {
                   std::size_t output);
   /// The parameter that a tensor is, by itself.
   const FlowParameter* parameter(const at::Tensor& tensor) const;
+  /// Whether a value that is no tensor was computed from what tensors hold, constants apart. Of
+  /// those that the network was not run on it may be another one.
+  bool is_chosen(const torch::jit::Value* value) const;
+  /// Notes which outputs are chosen; true when something that this node computes with is.
+  bool follow_numbers(const torch::jit::Node* node, const std::vector<c10::IValue>& inputs,
+                      const std::vector<c10::IValue>& outputs);
+  /// An integer that is chosen takes units out of their order: none of those it meets may move.
+  void hold_what_is_indexed(const torch::jit::Node* node, const std::vector<c10::IValue>& inputs);
   at::Tensor grouped_axis(const at::Tensor& weight, std::int64_t groups);
   void consume(const TensorLabels& operand, const std::vector<std::int64_t>& dims);
   void forget_dead();
@@ -122,6 +130,7 @@ class UnitFlow : public NodeObserver {
   std::vector<FlowConsumer> consumers_;
   std::vector<bool> in_activation_;
   std::map<std::size_t, std::size_t> unknown_;
+  std::set<const torch::jit::Value*> chosen_;
   bool writes_in_place_ = false;  // parts of tensors: what a constant is filled with has labels
 };
 

@@ -78,3 +78,27 @@ TEST_CASE("random orders leave no unit in its place", "[derive_groups]") {
     CHECK(orders[2] == std::vector<std::int64_t>{0});
   }
 }
+
+TEST_CASE("units met by a number that was taken out of the data stay", "[derive_groups]") {
+  using Counts = std::pair<std::int64_t, std::int64_t>;
+  const Shapes two{{"a.weight", {6, 10}}, {"b.weight", {3, 6}}};
+  const auto with = [&](const std::string& lines, const std::string& gate) {
+    return free_and_pinned(two, "h = torch.tanh(torch.linear(x, self.a.weight))\n" + lines +
+                                    "\nreturn torch.linear(h, self.b.weight) * (1 + " + gate + ")");
+  };
+  // For these samples it is 2; for others it need not be.
+  const std::string k = "k = int(x[0, 0] * 0.001 + 2)";
+  for (const char* gate : {"h[:, k:k + 1]", "h[:, k].unsqueeze(1)", "h.narrow(1, k, 1)",
+                           "h.unbind(1)[k].unsqueeze(1)", "h.roll([k], [1])[:, 0:1]",
+                           "(h * (torch.arange(6) < k)).sum(1, True)", "h[:, torch.tensor([k])]"})
+    CHECK(with(k, gate) == Counts{0, 6});
+  CHECK(with("k = x.select(0, 0).max().item()", "h[:, 0 * int(k) + 2].unsqueeze(1)") ==
+        Counts{0, 6});
+  CHECK(with(k + "\ns = h.sum(1, True)\nfor i in range(k):\n    s = s + h[:, i:i + 1]", "s") ==
+        Counts{0, 6});
+  // Numbers that are the same for all data, or that no unit is found by.
+  CHECK(with("k = int(torch.arange(10)[2])", "h[:, k:k + 1]") == Counts{5, 1});
+  CHECK(with("k = x.size(0) - 1", "h[:, k:k + 1]") == Counts{5, 1});
+  CHECK(with("k = float(x[0, 0])", "(h * k).sum(1, True)") == Counts{6, 0});
+  CHECK(with("k = float(h.sum())", "k") == Counts{6, 0});
+}
