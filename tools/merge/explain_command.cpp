@@ -72,7 +72,10 @@ std::string readable(const GroupDerivation& d, const GroupProof& proof) {
   text += fmt::format("proof ({}): permutations change the outputs by {:.2g}, {}\n",
                       proof.precision, proof.max_relative_change,
                       std::isfinite(proof.negative_control)
-                          ? fmt::format("leaving out one axis by {:.2g}", proof.negative_control)
+                          ? fmt::format("{} by {:.2g}",
+                                        proof.control_is_disturbance ? "disturbing one parameter"
+                                                                     : "leaving out one axis",
+                                        proof.negative_control)
                           : "and no axis could be left out to see that it would show");
   if (proof.weak_outputs > 0) text += fmt::format("  a weak proof: {}\n", proof.weakness());
   return text;
@@ -165,7 +168,7 @@ json explain(const ExplainFlags& flags, Run& run) {
     pin_failed(derived, proof.failed);
   } else if (!proof.holds()) {
     run.fail_at_end(Error(ErrorKind::kNumeric, model.where(),
-                          "the proof is blind: leaving out an axis does not change the outputs",
+                          "the proof is blind: disturbing a parameter does not change the outputs",
                           "give --input a shape that the network is made for"));
   }
 
@@ -179,6 +182,7 @@ json explain(const ExplainFlags& flags, Run& run) {
   result["rigid"] = remarks_json(derived.rigid);
   result["proof"] = {{"max_relative_change", proof.max_relative_change},
                      {"negative_control", proof.negative_control},
+                     {"control", proof.control_is_disturbance ? "disturbance" : "left_out"},
                      {"tolerance", proof.tolerance},
                      {"precision", proof.precision},
                      {"weak_outputs", proof.weak_outputs},

@@ -22,6 +22,7 @@ std::uint64_t combine(std::uint64_t a, std::uint64_t b) {
 at::Tensor rows_by(const LabelArray& array, const std::vector<std::int64_t>& dims) {
   std::vector<std::int64_t> order;
   std::int64_t rows = 1;
+  std::int64_t columns = 1;
   for (std::size_t i = 0; i < array.dims.size(); ++i)
     if (std::find(dims.begin(), dims.end(), array.dims[i]) != dims.end()) {
       order.push_back(static_cast<std::int64_t>(i));
@@ -29,9 +30,11 @@ at::Tensor rows_by(const LabelArray& array, const std::vector<std::int64_t>& dim
     }
   WS_CHECK(order.size() == dims.size());
   for (std::size_t i = 0; i < array.dims.size(); ++i)
-    if (std::find(dims.begin(), dims.end(), array.dims[i]) == dims.end())
+    if (std::find(dims.begin(), dims.end(), array.dims[i]) == dims.end()) {
       order.push_back(static_cast<std::int64_t>(i));
-  return array.labels.permute(order).reshape({rows, -1}).contiguous();
+      columns *= array.labels.size(static_cast<std::int64_t>(i));
+    }
+  return array.labels.permute(order).reshape({rows, columns}).contiguous();
 }
 
 }  // namespace

@@ -26,6 +26,9 @@ struct GroupProof {
   /// The same when one parameter axis is left out of a permutation: far above the tolerance, or the
   /// proof could not have noticed a missing axis.
   double negative_control = 0.0;
+  /// No axis that was left out mattered, as where outputs are sums over the units: the control is
+  /// the change when the values of a parameter are disturbed.
+  bool control_is_disturbance = false;
   std::vector<std::string> failed;  ///< names of groups that change the outputs
   /// Outputs that are integers, booleans or made of such, with no floating tensor that decides them
   /// to compare in their stead: few values, which many a wrong group leaves as they are.

@@ -200,7 +200,7 @@ at::Tensor UnitFlow::grouped_axis(const at::Tensor& weight, std::int64_t groups)
     it->second = *array.labels.data_ptr<Label>();
     axes_.push_back({index, 1, it->second, size, groups, false});
   }
-  return at::arange(it->second, it->second + size, at::kLong).reshape({groups, -1});
+  return at::arange(it->second, it->second + size, at::kLong).reshape({groups, weight.size(1)});
 }
 
 void UnitFlow::consume(const TensorLabels& operand, const std::vector<std::int64_t>& dims) {

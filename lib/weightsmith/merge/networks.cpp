@@ -115,7 +115,7 @@ void verify_unit_groups(const ScriptModel& model, const UnitGroups& groups,
   if (proof.weak_outputs > 0) progress.warn(model.where() + ": " + proof.weakness());
   if (!proof.holds())
     progress.warn(
-        fmt::format("{}: the check of unit groups is blind: leaving out an axis does not "
+        fmt::format("{}: the check of unit groups is blind: disturbing a parameter does not "
                     "change the outputs for this input",
                     model.where()));
 }

@@ -329,3 +329,40 @@ TEST_CASE("a derivation names the model whose forward fails", "[derive_groups]")
                                }),
              Catch::Contains("net.pt"));
 }
+
+TEST_CASE("outputs that do not depend on the order of the units prove it", "[derive_groups]") {
+  const DerivedNetwork net(make_network({{"a.weight", {6, 10}}},
+                                        "return torch.relu(torch.linear(x, self.a.weight)).sum(1)"),
+                           {at::randn({3, 10})});
+  testing::check_proved(net);
+  CHECK(net.derivation.free_units == 6);
+  CHECK(net.proof.control_is_disturbance);
+  // An output that the weights do not reach proves nothing.
+  const DerivedNetwork dead(
+      make_network({{"a.weight", {6, 10}}},
+                   "return torch.relu(torch.linear(x, self.a.weight)).sum(1) * 0.0"),
+      {at::randn({3, 10})});
+  CHECK_FALSE(dead.proof.holds());
+  const DerivedNetwork plain(
+      make_network(
+          {{"a.weight", {6, 10}}, {"b.weight", {3, 6}}},
+          "return torch.linear(torch.relu(torch.linear(x, self.a.weight)), self.b.weight)"),
+      {at::randn({3, 10})});
+  CHECK_FALSE(plain.proof.control_is_disturbance);
+}
+
+TEST_CASE("parameters without elements take part", "[derive_groups]") {
+  const std::string hidden = "h = torch.tanh(torch.linear(x, self.a.weight))\n";
+  for (const auto& [shape, body] : std::vector<std::pair<std::vector<std::int64_t>, std::string>>{
+           {{0, 10}, "h = torch.cat([h, torch.linear(x, self.e.weight)], 1)\n"},
+           {{6, 0}, "h = torch.cat([h, torch.matmul(h, self.e.weight)], 1)\n"},
+           {{0}, "h = h + self.e.weight.sum()\n"}}) {
+    INFO(body);
+    const DerivedNetwork net(
+        make_network({{"a.weight", {6, 10}}, {"e.weight", shape}, {"b.weight", {3, 6}}},
+                     hidden + body + "return torch.linear(h, self.b.weight)"),
+        {at::randn({3, 10})});
+    testing::check_proved(net);
+    CHECK(net.derivation.free_units == 6);
+  }
+}
