@@ -41,7 +41,7 @@ void MergeRun::load_models() {
   for (const ScriptModel& model : models_) check_storable(model.state_dict(), model.where());
   if (config_.partial) cut_into_parts();
   check_same_architecture(models_, widths_may_differ());
-  warn_of_integer_buffers();
+  check_integer_buffers();
   const std::vector<ScriptModel*> all = originals();
   for (ScriptModel* model : all) {
     check_finite(*model);
@@ -50,16 +50,21 @@ void MergeRun::load_models() {
   }
 }
 
-void MergeRun::warn_of_integer_buffers() {
+/// Integers and booleans pick, order or mask; they have no mean. A single number may be a counter.
+void MergeRun::check_integer_buffers() {
   const TensorMap first = models_.front().buffers();
   for (const auto& [name, tensor] : first) {
     if (tensor.is_floating_point() || name.ends_with("num_batches_tracked")) continue;
-    for (std::size_t i = 1; i < models_.size(); ++i)
-      if (!at::equal(models_[i].buffers().at(name), tensor))
-        run_.progress().warn(
-            fmt::format("{}: the integer buffer {} differs from that of {}, which is kept: the "
-                        "merged network may mix up what it refers to",
-                        models_[i].where(), name, models_.front().where()));
+    for (std::size_t i = 1; i < models_.size(); ++i) {
+      if (at::equal(models_[i].buffers().at(name), tensor)) continue;
+      if (tensor.numel() > 1)
+        throw Error(ErrorKind::kInput, models_[i].where(),
+                    fmt::format("its buffer {} of type {} differs from that of {}", name,
+                                c10::toString(tensor.scalar_type()), models_.front().where()),
+                    "such values cannot be blended: merge networks that agree in them");
+      run_.progress().warn(fmt::format("{}: {} differs from that of {}, which is kept",
+                                       models_[i].where(), name, models_.front().where()));
+    }
   }
 }
 

@@ -61,8 +61,8 @@ class MergeRun {
   /// Buffers that are no constants of the architecture.
   std::set<std::string> moving_buffers() const;
   bool needs_activations() const;
-  /// Integers and booleans cannot be averaged: those of the first model are kept.
-  void warn_of_integer_buffers();
+  /// Integers and booleans cannot be blended. Throws Error{kInput} where models differ in them.
+  void check_integer_buffers();
   void cut_into_parts();
   /// The models as they came.
   std::vector<ScriptModel*> originals();
