@@ -30,7 +30,7 @@ std::string reason_of(Cause cause) {
     case Cause::kOrder:
       return "the result depends on the order along this axis";
     case Cause::kOverlap:
-      return "stands in two sets of units that cross, of which only the other one can move";
+      return "stands in two sets of units that cross, which cannot both move";
     case Cause::kOperator:
       return "no rule for this operator";
     case Cause::kNone:

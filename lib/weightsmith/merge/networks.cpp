@@ -63,8 +63,12 @@ void check_same_architecture(const std::vector<ScriptModel>& models, bool sizes_
             graph_difference(FlatGraph(models[i].module(), models[i].where()), graph))
       throw Error(ErrorKind::kInput, models[i].where(),
                   fmt::format("does not compute what {} does: {}", first.where(), *difference),
-                  "export both from the same code in the same way and mode; if only the export "
-                  "differs, give the first file as \"script\" and this one as \"weights\"");
+                  sizes_may_differ
+                      ? "export both from the same code in the same way and mode; sizes that are "
+                        "built into a graph must be read off the tensors: script the models"
+                      : "export both from the same code in the same way and mode; if only the "
+                        "export differs, give the first file as \"script\" and this one as "
+                        "\"weights\"");
   }
 }
 

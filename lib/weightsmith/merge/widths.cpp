@@ -99,11 +99,15 @@ void check_can_change(const UnitGroups& groups, const UnitGroup& group, std::int
   if (units % group.blocks != 0) fail(fmt::format("they stand in {} equal blocks", group.blocks));
   for (const UnitGroup& other : groups.groups)
     if (other.within == group.name) fail("its units are the blocks of group " + other.name);
-  for (const GroupMember& member : group.members)
-    if (!member.index.empty() || member.groups > 1)
-      fail(fmt::format("they do not stand side by side in {}", member.parameter));
+  for (const GroupMember& member : group.members) {
+    if (member.groups > 1)
+      fail(fmt::format("{} is the weight of a grouped convolution", member.parameter));
+    if (!member.index.empty())
+      fail(fmt::format("they stand at places of their own along {}", member.parameter));
+  }
   for (const UnitTap& tap : group.taps)
-    if (!tap.index.empty()) fail(fmt::format("they do not stand side by side in {}", tap.at));
+    if (!tap.index.empty())
+      fail(fmt::format("they are not all that stands along {}, in this order", tap.at));
 }
 
 }  // namespace

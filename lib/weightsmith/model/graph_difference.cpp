@@ -45,6 +45,8 @@ bool same_value(const IValue& a, const IValue& b) {
 }
 
 std::string text_of(const IValue& value) {
+  if (value.isTensor() && value.toTensor().defined() && value.toTensor().numel() == 1)
+    return fmt::format("{}", value.toTensor().item<double>());
   if (value.isTensor() && value.toTensor().defined())
     return fmt::format("a constant of shape [{}]", fmt::join(value.toTensor().sizes(), ", "));
   std::ostringstream out;

@@ -178,7 +178,7 @@ TEST_CASE("groups whose number of units cannot change are named", "[merge]") {
   expect_error(ErrorKind::kInput, {"group values", "2 equal blocks"}, [&] {
     changes_width(groups, {2, 7, 2});
   });
-  expect_error(ErrorKind::kInput, {"group mixed", "side by side in m"}, [&] {
+  expect_error(ErrorKind::kInput, {"group mixed", "places of their own along m"}, [&] {
     changes_width(groups, {2, 8, 1});
   });
 }
