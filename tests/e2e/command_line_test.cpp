@@ -15,12 +15,16 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// Words in lower case: versions of CLI11 differ in how they lay them out.
+/// Words in lower case: versions of CLI11 differ in how they lay them out, and write a default as
+/// "FLOAT=0.5" or "FLOAT [0.5]".
 std::string words_of(const std::string& text) {
   std::istringstream in(text);
   std::string words;
-  for (std::string word; in >> word; words += word + "\n")
-    for (char& c : word) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  for (std::string word; in >> word; words += word + "\n") {
+    if (word.starts_with('[') && word.ends_with(']')) word = word.substr(1, word.size() - 2);
+    for (char& c : word)
+      c = c == '=' ? '\n' : static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  }
   return words;
 }
 

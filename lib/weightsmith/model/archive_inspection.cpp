@@ -101,7 +101,11 @@ std::string refused_chain(const Names& chain) {
   if (head == "__torch__") {
     if (chain.size() < 2 || (chain.size() < 3 && chain[1] == "torch"))
       return "uses __torch__ other than to name a type or function";
-    if (chain[1] == "torch" && chain[2] == "classes")
+    // What torch.profiler.record_function and, from LibTorch 2 on, the code of nn.Module's own
+    // layers hold: a mark in a profile.
+    if (chain[1] == "torch" && chain[2] == "classes" &&
+        fmt::format("{}", fmt::join(chain, ".")) !=
+            "__torch__.torch.classes.profiler._RecordFunction")
       return fmt::format("uses the C++ class {}", fmt::join(chain, "."));
   }
   return kRefusedNames.count(head) != 0 ? "calls " + head : std::string();

@@ -2,6 +2,8 @@
 #include <string>
 #include <vector>
 
+#include <torch/csrc/jit/runtime/operator.h>
+
 #include "unit/graph/rule_checks.h"
 
 using namespace weightsmith;
@@ -89,13 +91,17 @@ sin = angles.sin()
   }
   SECTION("learned tokens can be exchanged, unless attention is causal") {
     // The queries' tokens are summed over, so nothing but a mask tells them apart.
-    const auto source = [](const char* is_causal) {
+    const bool is_old = !torch::jit::getAllOperatorsFor(
+                             c10::Symbol::fromQualString("aten::_scaled_dot_product_attention"))
+                             .empty();  // before LibTorch 2
+    const auto source = [is_old](const char* is_causal) {
       return fmt::format(
           R"(q = self.latents.unsqueeze(0).expand(3, 6, 8)
-y = torch._scaled_dot_product_attention(q, q, q, None, 0., False, {})[0]
+y = torch.{}(q, q, q, None, 0., {}
 return torch.linear((y * y).sum([1]), self.b.weight) * x.sum()
 )",
-          is_causal);
+          is_old ? "_scaled_dot_product_attention" : "scaled_dot_product_attention",
+          is_old ? fmt::format("False, {})[0]", is_causal) : fmt::format("{})", is_causal));
     };
     const Shapes own{{"latents", {6, 8}}, {"b.weight", {3, 8}}};
     const DerivedNetwork open(make_network(own, source("False")), {vectors()});

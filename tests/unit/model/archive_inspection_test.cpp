@@ -90,6 +90,7 @@ TEST_CASE("code that reaches further is refused by name", "[archive_inspection]"
       {"o = ops\n  o.aten.save(x)", "uses ops other"},
       {"o = ops.aten\n  o.save(x)", "uses ops other"},
       {"c = __torch__.torch.classes.dist_rpc.Thing.__new__(x)", "torch.classes.dist_rpc"},
+      {"c = __torch__.torch.classes.profiler._RecordFunction.save(x)", "torch.classes.profiler"},
       {"c = __torch__.torch\n  d = c.classes", "uses __torch__ other"},
       {"def __setstate__(self, x):\n    pass", "__setstate__"},
   };
@@ -97,6 +98,9 @@ TEST_CASE("code that reaches further is refused by name", "[archive_inspection]"
     INFO(code);
     CHECK_THAT(find_unsafe_code("def f(x):\n  " + code + "\n"), Catch::Contains(message));
   }
+  // A type that marks a stretch of code in profiles.
+  CHECK(find_unsafe_code("record : Optional[__torch__.torch.classes.profiler._RecordFunction]\n")
+            .empty());
 }
 
 TEST_CASE("ordinary archives pass inspection", "[archive_inspection]") {
