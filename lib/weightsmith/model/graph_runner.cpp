@@ -307,7 +307,8 @@ class Compiler {
                   "export the network again, traced rather than scripted");
     torch::jit::Operation operation = node->getOperation();
     const c10::FunctionSchema& schema = node->getOperator().schema();
-    if (schema.is_vararg()) {
+    // Operators of any number of arguments are told it; this one only looks as if it were one.
+    if (schema.is_vararg() && node->kind() != prim::tolist) {
       const auto count = static_cast<std::int64_t>(node->inputs().size());
       return [operation, count](Stack& stack) mutable {
         stack.emplace_back(count);

@@ -96,6 +96,7 @@ TEST_CASE("units met by a number that was taken out of the data stay", "[derive_
         Counts{0, 6});
   CHECK(with(k + "\ns = h.sum(1, True)\nfor i in range(k):\n    s = s + h[:, i:i + 1]", "s") ==
         Counts{0, 6});
+  CHECK(with("q: List[float] = h[0].tolist()", "q[3]") == Counts{0, 6});
   // Numbers that are the same for all data, or that no unit is found by.
   CHECK(with("k = int(torch.arange(10)[2])", "h[:, k:k + 1]") == Counts{5, 1});
   CHECK(with("k = x.size(0) - 1", "h[:, k:k + 1]") == Counts{5, 1});
