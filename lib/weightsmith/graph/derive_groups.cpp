@@ -95,7 +95,8 @@ class GroupAssembler {
         if (const Seat& s = seat(labels[i]); s.group >= 0)
           by_group[s.group].push_back({s.unit, s.part, i});
     std::map<std::int64_t, std::vector<std::int64_t>> result;
-    for (auto& [group, list] : by_group) {
+    for (auto& [group, seats] : by_group) {
+      std::vector<Place>& list = seats;  // clang captures no structured binding
       std::sort(list.begin(), list.end(), [](const Place& a, const Place& b) {
         return std::tie(a.unit, a.part, a.position) < std::tie(b.unit, b.part, b.position);
       });
