@@ -366,8 +366,21 @@ void MergeRun::attach_heads(ScriptModel& merged, const MatchResult& matched) {
   reset(merged);
 }
 
-std::vector<ScriptModel> MergeRun::scored_networks(const ScriptModel& merged) const {
-  return config_.partial ? task_networks(merged) : std::vector<ScriptModel>{merged};
+std::vector<ScriptModel> MergeRun::tasks_of(const ScriptModel& merged) const {
+  return config_.partial ? task_networks(merged) : std::vector<ScriptModel>{};
+}
+
+ScoredNetworks MergeRun::scored_networks(ScriptModel& merged,
+                                         std::vector<ScriptModel>& tasks) const {
+  std::vector<ScriptModel*> models;
+  for (ScriptModel& task : tasks) models.push_back(&task);
+  if (!config_.partial) models = {&merged};
+  ScoredNetworks scored(std::move(models));
+  if (config_.partial) {
+    scored.shares = config_.shares();
+    scored.together = &merged;
+  }
+  return scored;
 }
 
 void MergeRun::score(const VariantConfig& variant, const MatchResult& matched,
@@ -378,10 +391,8 @@ void MergeRun::score(const VariantConfig& variant, const MatchResult& matched,
   entry["groups_matched"] = matched.groups_matched;
   entry["groups_skipped"] = matched.groups_skipped;
   if (board_.sets().empty()) return;
-  std::vector<ScriptModel> networks = scored_networks(merged);
-  std::vector<ScriptModel*> pointers;
-  for (ScriptModel& network : networks) pointers.push_back(&network);
-  entry["scores"] = board_.add(name_of(variant), board_.score(pointers));
+  std::vector<ScriptModel> tasks = tasks_of(merged);
+  entry["scores"] = board_.add(name_of(variant), board_.score(scored_networks(merged, tasks)));
 }
 
 void MergeRun::save(const VariantConfig& variant, const MatchResult& matched,

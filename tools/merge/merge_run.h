@@ -66,8 +66,10 @@ class MergeRun {
   void cut_into_parts();
   /// The models as they came.
   std::vector<ScriptModel*> originals();
+  /// Of a partial merge the networks of its tasks, which share its tensors.
+  std::vector<ScriptModel> tasks_of(const ScriptModel& merged) const;
   /// What answers for a merged network: itself, or the networks of its tasks.
-  std::vector<ScriptModel> scored_networks(const ScriptModel& merged) const;
+  ScoredNetworks scored_networks(ScriptModel& merged, std::vector<ScriptModel>& tasks) const;
   /// Whether batch-norm statistics are recomputed: asked for, and there are some.
   bool needs_reset() const;
   /// Data types that the tensors of a merged network have when it is saved.

@@ -18,9 +18,12 @@ Table sweep_table(const std::vector<SweepPoint>& points, std::size_t best) {
       "balance",        "chosen", "objective", "weight_agreement", "activation_agreement",
       "dual_objective", "sweeps"};
   const bool by_labels = points.front().selection.has_value();
-  if (by_labels)
-    for (const char* name : {"samples", "accuracy", "accuracy_low", "accuracy_high", "loss", "ece"})
-      header.push_back(std::string("selection_") + name);
+  std::vector<std::string> scores;
+  if (by_labels) {
+    const json figures = evaluation_json(*points.front().selection);
+    for (const auto& [name, value] : figures.items()) scores.push_back(name);
+  }
+  for (const std::string& name : scores) header.push_back("selection_" + name);
   Table table(header);
   const std::vector<double> objective = dual_objective(points);
   for (std::size_t i = 0; i < points.size(); ++i) {
@@ -33,10 +36,8 @@ Table sweep_table(const std::vector<SweepPoint>& points, std::size_t best) {
                                  fmt::format("{}", objective[i]),
                                  std::to_string(p.matched.objective_history.size())};
     if (by_labels) {
-      const Evaluation& e = *p.selection;
-      row.push_back(std::to_string(e.samples));
-      for (const double value : {e.accuracy, e.accuracy_low, e.accuracy_high, e.loss, e.ece})
-        row.push_back(fmt::format("{}", value));
+      const json figures = evaluation_json(*p.selection);
+      for (const std::string& name : scores) row.push_back(figures[name].dump());
     }
     table.add_row(row);
   }
@@ -50,17 +51,22 @@ std::string sweep_svg(const std::vector<SweepPoint>& points, std::size_t best,
   std::sort(order.begin(), order.end(),
             [&](std::size_t a, std::size_t b) { return points[a].balance < points[b].balance; });
   const std::vector<double> objective = dual_objective(points);
-  LineSeries accuracy{select_on, {}, {}, {}, {}};
+  LineSeries score{select_on, {}, {}, {}, {}};
+  bool is_error = false;
   LineSeries weight{"weights", {}, {}, {}, {}};
   LineSeries activation{"activations", {}, {}, {}, {}};
   LineSeries dual{"both spaces", {}, {}, {}, {}};
   for (const std::size_t i : order) {
     const SweepPoint& p = points[i];
     if (p.selection) {
-      accuracy.x.push_back(p.balance);
-      accuracy.y.push_back(p.selection->accuracy);
-      accuracy.low.push_back(p.selection->accuracy_low);
-      accuracy.high.push_back(p.selection->accuracy_high);
+      const Evaluation& e = *p.selection;
+      is_error = e.errors.has_value();
+      const MeanError shown =
+          is_error ? e.errors->squared : MeanError{e.accuracy, e.accuracy_low, e.accuracy_high};
+      score.x.push_back(p.balance);
+      score.y.push_back(shown.mean);
+      score.low.push_back(shown.low);
+      score.high.push_back(shown.high);
     }
     for (LineSeries* series : {&weight, &activation, &dual}) series->x.push_back(p.balance);
     weight.y.push_back(p.agreement.weight);
@@ -70,9 +76,10 @@ std::string sweep_svg(const std::vector<SweepPoint>& points, std::size_t best,
   const std::string axis = "balance (share of weight space)";
   const std::optional<double> mark = points[best].balance;
   std::vector<LinePlot> panels;
-  if (!accuracy.x.empty())
+  const std::string measure = is_error ? "mean squared error" : "accuracy";
+  if (!score.x.empty())
     panels.push_back(
-        {label + ": accuracy on held-out data", axis, "accuracy", {accuracy}, mark, "chosen"});
+        {label + ": " + measure + " on held-out data", axis, measure, {score}, mark, "chosen"});
   panels.push_back({label + ": similarity of matched units",
                     axis,
                     "mean similarity",
@@ -87,7 +94,7 @@ std::string sweep_svg(const std::vector<SweepPoint>& points, std::size_t best,
 }  // namespace
 
 std::string MergeRun::sweep_key() {
-  Fingerprint fingerprint("sweep point 1");
+  Fingerprint fingerprint("sweep point 2");
   fingerprint.add(statistics_key_).add(to_config(config_.align).dump());
   fingerprint.add(std::string(enum_name(config_.attention_heads)));
   fingerprint.add(to_config(config_.zip).dump()).add(to_config(config_.iterations).dump());
@@ -99,8 +106,7 @@ std::string MergeRun::sweep_key() {
     const EvaluationSet& set = *config_.selection_set();
     fingerprint.add(set.head.value_or(""));
     fingerprint.add(board_.selection()->data);
-    fingerprint.add(to_config(config_.evaluation.objective).dump());
-    fingerprint.add(enum_name(set.candidates.value_or(config_.evaluation.objective.candidates)));
+    fingerprint.add(to_config(config_.evaluation.objective_of(set)).dump());
   }
   return fingerprint.hex();
 }
@@ -113,10 +119,8 @@ SweepPoint MergeRun::sweep_point(const MergeVariant& candidate) {
     ScriptModel merged = apply(point.matched);
     renormalise(merged, point.matched);
     attach_heads(merged, point.matched);
-    std::vector<ScriptModel> networks = scored_networks(merged);
-    std::vector<ScriptModel*> pointers;
-    for (ScriptModel& network : networks) pointers.push_back(&network);
-    point.selection = board_.score_selection(pointers);
+    std::vector<ScriptModel> tasks = tasks_of(merged);
+    point.selection = board_.score_selection(scored_networks(merged, tasks));
   }
   return point;
 }

@@ -33,13 +33,12 @@ void ScoreBoard::load() {
   if (chosen != nullptr) selection_ = load_set(*chosen, chosen->selection_data().value());
   if (sets_.empty()) return;
 
-  if (!evaluation.objective.embeddings.empty())
-    run_.record().add_input(evaluation.objective.embeddings);
-  Objective objective(evaluation.objective, classes);
-  objective.to(run_.settings().device);
   const auto give_objective = [&](ScoredSet& loaded, const EvaluationSet& set) {
-    const Candidates candidates = set.candidates.value_or(evaluation.objective.candidates);
-    loaded.objective = candidates == Candidates::kData
+    const ObjectiveConfig own = evaluation.objective_of(set);
+    if (!own.embeddings.empty()) run_.record().add_input(own.embeddings);
+    Objective objective(own, classes);
+    objective.to(run_.settings().device);
+    loaded.objective = own.candidates == Candidates::kData
                            ? objective.restricted_to(classes_in(loaded.data))
                            : objective;
   };
@@ -77,8 +76,8 @@ void ScoreBoard::try_out(const std::vector<ScriptModel*>& models) const {
                               *set.head),
                   "known: " + join_some(names));
     }
-    for (ScriptModel* model : named)
-      set.objective->scores(model->forward(first_samples(set.data, run_.settings().device)));
+    const at::Tensor samples = first_samples(set.data, run_.settings().device);
+    for (ScriptModel* model : named) set.objective->check_outputs(model->forward(samples), samples);
   };
   for (const ScoredSet& set : sets_) run(set);
   if (selection_) run(*selection_);
@@ -88,20 +87,25 @@ EvaluationOptions ScoreBoard::options() const {
   return {config_.evaluation.batch_size, run_.settings().device};
 }
 
-Evaluation ScoreBoard::score_set(const ScoredSet& set, const std::vector<ScriptModel*>& models) {
-  const std::vector<ScriptModel*> named = answering(set, models);
+Evaluation ScoreBoard::score_set(const ScoredSet& set, const ScoredNetworks& networks) {
+  const std::vector<ScriptModel*> named = answering(set, networks.models);
   if (named.empty()) return {};
-  return evaluate_ensemble(named, set.data, *set.objective, options(), run_.progress());
+  EvaluationOptions own = options();
+  if (set.head) return evaluate_ensemble(named, set.data, *set.objective, own, run_.progress());
+  own.shares = networks.shares;
+  return networks.together != nullptr
+             ? evaluate_heads(*networks.together, set.data, *set.objective, own, run_.progress())
+             : evaluate_ensemble(named, set.data, *set.objective, own, run_.progress());
 }
 
-Scores ScoreBoard::score(const std::vector<ScriptModel*>& models) {
+Scores ScoreBoard::score(const ScoredNetworks& networks) {
   Scores scores;
-  for (const ScoredSet& set : sets_) scores.push_back(score_set(set, models));
+  for (const ScoredSet& set : sets_) scores.push_back(score_set(set, networks));
   return scores;
 }
 
-Evaluation ScoreBoard::score_selection(const std::vector<ScriptModel*>& models) {
-  return score_set(selection_.value(), models);
+Evaluation ScoreBoard::score_selection(const ScoredNetworks& networks) {
+  return score_set(selection_.value(), networks);
 }
 
 json ScoreBoard::add(const std::string& name, const Scores& scores) {
@@ -128,15 +132,21 @@ std::optional<Evaluation> ScoreBoard::task_average(const Scores& scores) const {
   return average_of(tasks);
 }
 
-Table ScoreBoard::accuracy_table() const {
-  std::vector<std::string> header{"accuracy, %"};
+Table ScoreBoard::score_table() const {
+  const bool has_errors = std::any_of(sets_.begin(), sets_.end(), [](const ScoredSet& set) {
+    return set.objective->is_regression();
+  });
+  std::vector<std::string> header{has_errors ? "accuracy, % (or mean squared error)"
+                                             : "accuracy, %"};
   for (const ScoredSet& set : sets_) header.push_back(set.name);
   if (has_task_average()) header.emplace_back("task average");
   Table table(header);
   for (const auto& [name, scores] : rows_) {
     std::vector<std::string> row{name};
     const auto cell = [](const Evaluation& e) {
-      return e.samples > 0 ? fmt::format("{:.1f}", 100 * e.accuracy) : "";
+      if (e.samples == 0) return std::string();
+      return e.errors ? fmt::format("({:.4g})", e.errors->squared.mean)
+                      : fmt::format("{:.1f}", 100 * e.accuracy);
     };
     for (const Evaluation& e : scores) row.push_back(cell(e));
     if (has_task_average()) row.push_back(cell(task_average(scores).value_or(Evaluation())));
@@ -145,37 +155,71 @@ Table ScoreBoard::accuracy_table() const {
   return table;
 }
 
-Table ScoreBoard::detail_table(bool exact) const {
-  Table table(exact ? std::vector<std::string>{"network", "set", "samples", "accuracy",
-                                               "accuracy_low", "accuracy_high", "loss", "ece"}
-                    : std::vector<std::string>{"network", "set", "samples", "accuracy, %",
-                                               "95 % interval", "loss", "ECE, %"});
-  const auto add = [&](const std::string& network, const std::string& set, const Evaluation& e) {
-    const std::string samples = std::to_string(e.samples);
-    if (exact)
-      table.add_row({network, set, samples, fmt::format("{}", e.accuracy),
-                     fmt::format("{}", e.accuracy_low), fmt::format("{}", e.accuracy_high),
-                     fmt::format("{}", e.loss), fmt::format("{}", e.ece)});
-    else
-      table.add_row({network, set, samples, fmt::format("{:.1f}", 100 * e.accuracy),
-                     fmt::format("{:.1f} to {:.1f}", 100 * e.accuracy_low, 100 * e.accuracy_high),
-                     fmt::format("{:.4f}", e.loss), fmt::format("{:.1f}", 100 * e.ece)});
-  };
+void ScoreBoard::each_score(const std::function<void(const std::string&, const std::string&,
+                                                     const Evaluation&)>& visit) const {
   for (const auto& [name, scores] : rows_) {
     for (std::size_t s = 0; s < sets_.size(); ++s)
-      if (scores[s].samples > 0) add(name, sets_[s].name, scores[s]);
-    if (const auto average = task_average(scores)) add(name, "task average", *average);
+      if (scores[s].samples > 0) visit(name, sets_[s].name, scores[s]);
+    if (const auto average = task_average(scores)) visit(name, "task average", *average);
   }
+}
+
+std::string ScoreBoard::detail_tables() const {
+  Table accuracies({"network", "set", "samples", "accuracy, %", "95 % interval", "loss", "ECE, %"});
+  Table errors({"network", "set", "samples", "squared error", "95 % interval", "absolute error",
+                "95 % interval", "explained, %"});
+  bool has_accuracies = false;
+  bool has_errors = false;
+  each_score([&](const std::string& network, const std::string& set, const Evaluation& e) {
+    const std::string samples = std::to_string(e.samples);
+    const auto interval = [](const MeanError& m) {
+      return fmt::format("{:.4g} to {:.4g}", m.low, m.high);
+    };
+    if (e.errors) {
+      has_errors = true;
+      errors.add_row({network, set, samples, fmt::format("{:.4g}", e.errors->squared.mean),
+                      interval(e.errors->squared), fmt::format("{:.4g}", e.errors->absolute.mean),
+                      interval(e.errors->absolute),
+                      fmt::format("{:.1f}", 100 * e.errors->explained)});
+      return;
+    }
+    has_accuracies = true;
+    accuracies.add_row(
+        {network, set, samples, fmt::format("{:.1f}", 100 * e.accuracy),
+         fmt::format("{:.1f} to {:.1f}", 100 * e.accuracy_low, 100 * e.accuracy_high),
+         fmt::format("{:.4f}", e.loss), fmt::format("{:.1f}", 100 * e.ece)});
+  });
+  return (has_accuracies ? accuracies.markdown() : "") +
+         (has_accuracies && has_errors ? "\n" : "") + (has_errors ? errors.markdown() : "");
+}
+
+Table ScoreBoard::exact_table() const {
+  Table table({"network", "set", "samples", "accuracy", "accuracy_low", "accuracy_high", "loss",
+               "ece", "squared_error", "squared_error_low", "squared_error_high", "absolute_error",
+               "absolute_error_low", "absolute_error_high", "explained"});
+  each_score([&](const std::string& network, const std::string& set, const Evaluation& e) {
+    std::vector<std::string> row{network, set, std::to_string(e.samples)};
+    const auto add = [&row](bool known, std::initializer_list<double> values) {
+      for (const double value : values) row.push_back(known ? fmt::format("{}", value) : "");
+    };
+    const RegressionErrors r = e.errors.value_or(RegressionErrors());
+    const bool is_regression = e.errors.has_value();
+    add(!is_regression, {e.accuracy, e.accuracy_low, e.accuracy_high});
+    add(true, {e.loss});
+    add(!is_regression, {e.ece});
+    for (const MeanError& m : {r.squared, r.absolute}) add(is_regression, {m.mean, m.low, m.high});
+    add(is_regression, {r.explained});
+    table.add_row(row);
+  });
   return table;
 }
 
 void ScoreBoard::write(const std::filesystem::path& folder) {
   if (sets_.empty()) return;
-  const Table table = accuracy_table();
-  run_.write_text(folder / "table.md",
-                  table.markdown() + "\n" + detail_table(/*exact=*/false).markdown());
+  const Table table = score_table();
+  run_.write_text(folder / "table.md", table.markdown() + "\n" + detail_tables());
   run_.write_text(folder / "table.csv", table.csv());
-  run_.write_text(folder / "scores.csv", detail_table(/*exact=*/true).csv());
+  run_.write_text(folder / "scores.csv", exact_table().csv());
   run_.show(table.markdown());
 }
 

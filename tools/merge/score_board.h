@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -32,6 +33,15 @@ at::Tensor first_samples(const Dataset& data, at::Device device);
 /// One a set, in their order; without samples where none of the networks answers for the set.
 using Scores = std::vector<Evaluation>;
 
+/// Networks that are scored as one: by the mean of their class probabilities, or of their outputs.
+struct ScoredNetworks {
+  ScoredNetworks(std::vector<ScriptModel*> all) : models(std::move(all)) {}  // NOLINT
+
+  std::vector<ScriptModel*> models;
+  std::vector<double> shares = {};  ///< of sum 1; empty: equal
+  ScriptModel* together = nullptr;  ///< one network that returns the outputs of all
+};
+
 /// The evaluation sets and what was scored on them.
 class ScoreBoard {
  public:
@@ -47,11 +57,11 @@ class ScoreBoard {
   const std::optional<ScoredSet>& selection() const { return selection_; }
   EvaluationOptions options() const;
 
-  /// Scores a network, or the mean of the probabilities of several, on every set. Where a set names
-  /// a head, the network of that name answers alone.
-  Scores score(const std::vector<ScriptModel*>& models);
+  /// Scores networks on every set. Where a set names a head, the network of that name answers
+  /// alone.
+  Scores score(const ScoredNetworks& networks);
   /// The same on the data of `select_on`.
-  Evaluation score_selection(const std::vector<ScriptModel*>& models);
+  Evaluation score_selection(const ScoredNetworks& networks);
   /// Adds a row and returns it as JSON: an object a set, and `task_average` where there are tasks.
   nlohmann::json add(const std::string& name, const Scores& scores);
 
@@ -59,11 +69,17 @@ class ScoreBoard {
   void write(const std::filesystem::path& folder);
 
  private:
-  Evaluation score_set(const ScoredSet& set, const std::vector<ScriptModel*>& models);
+  Evaluation score_set(const ScoredSet& set, const ScoredNetworks& networks);
   std::optional<Evaluation> task_average(const Scores& scores) const;
   bool has_task_average() const;
-  Table accuracy_table() const;
-  Table detail_table(bool exact) const;
+  /// Accuracies, and mean squared errors in parentheses.
+  Table score_table() const;
+  /// Everything there is, for people and for programs.
+  std::string detail_tables() const;
+  Table exact_table() const;
+  /// Calls `visit(network, set, evaluation)`, task averages behind the sets.
+  void each_score(const std::function<void(const std::string&, const std::string&,
+                                           const Evaluation&)>& visit) const;
 
   const MergeConfig& config_;
   Run& run_;

@@ -15,7 +15,11 @@ namespace weightsmith {
 
 EnumNames<ObjectiveConfig::Type> enum_names(ObjectiveConfig::Type) {
   using enum ObjectiveConfig::Type;
-  return {{kCrossEntropy, "cross_entropy"}, {kEmbedding, "embedding"}};
+  return {{kCrossEntropy, "cross_entropy"}, {kEmbedding, "embedding"}, {kRegression, "regression"}};
+}
+
+EnumNames<RegressionTarget> enum_names(RegressionTarget) {
+  return {{RegressionTarget::kImage, "image"}, {RegressionTarget::kEdges, "edges"}};
 }
 
 EnumNames<Candidates> enum_names(Candidates) {
@@ -71,6 +75,7 @@ void fields(Fields& f, ObjectiveConfig& c) {
   f("scale", c.scale);
   f("label_smoothing", c.label_smoothing);
   f("candidates", c.candidates);
+  f("target", c.target);
 }
 
 void from_config(const ConfigNode& node, ObjectiveConfig& config) {
@@ -79,9 +84,13 @@ void from_config(const ConfigNode& node, ObjectiveConfig& config) {
   if (config.type == ObjectiveConfig::Type::kEmbedding && !has_embeddings)
     node.fail("the objective `embedding` needs `embeddings`",
               R"(name a safetensors file, or {"random": 512})");
-  if (config.type == ObjectiveConfig::Type::kCrossEntropy && has_embeddings)
-    node.fail("the objective `cross_entropy` has no `embeddings`",
+  if (config.type != ObjectiveConfig::Type::kEmbedding && has_embeddings)
+    node.fail(fmt::format("the objective `{}` has no `embeddings`", enum_name(config.type)),
               R"(add "type": "embedding", or remove them)");
+  if (config.is_regression() &&
+      (config.label_smoothing != 0 || config.candidates != Candidates::kAll))
+    node.fail("a regression has no classes for `label_smoothing` and `candidates` to act on",
+              "remove them");
   if (!(config.scale > 0)) node.fail("`scale` must be positive");
   if (!(config.label_smoothing >= 0 && config.label_smoothing < 1))
     node.fail("`label_smoothing` must lie in [0, 1)");
@@ -137,7 +146,7 @@ at::Tensor read_embeddings(const std::filesystem::path& path, std::int64_t class
 
 Objective::Objective(const ObjectiveConfig& config, std::int64_t classes)
     : config_(config), classes_(classes) {
-  if (config.type == ObjectiveConfig::Type::kCrossEntropy) return;
+  if (config.type != ObjectiveConfig::Type::kEmbedding) return;
   const at::Tensor rows = config.random_embeddings
                               ? make_random_embeddings(*config.random_embeddings, classes)
                               : read_embeddings(config.embeddings, classes);
@@ -152,7 +161,58 @@ std::int64_t Objective::output_width() const {
   return embeddings_.defined() ? embeddings_.size(1) : classes_;
 }
 
+at::Tensor image_edges(const at::Tensor& images) {
+  // Sobel's filters are a smoothing along one axis and a difference along the other.
+  const at::Tensor grey = images.to(at::kFloat).mean({1}, /*keepdim=*/true);
+  const at::Tensor padded = at::replication_pad2d(grey, {1, 1, 1, 1});  // (B, 1, H + 2, W + 2)
+  const auto smoothed = [](const at::Tensor& x, std::int64_t axis) {
+    const std::int64_t size = x.size(axis) - 2;
+    return x.narrow(axis, 0, size) + 2 * x.narrow(axis, 1, size) + x.narrow(axis, 2, size);
+  };
+  const auto difference = [](const at::Tensor& x, std::int64_t axis) {
+    const std::int64_t size = x.size(axis) - 2;
+    return x.narrow(axis, 2, size) - x.narrow(axis, 0, size);
+  };
+  constexpr std::int64_t kRows = 2;
+  constexpr std::int64_t kColumns = 3;
+  const at::Tensor across = smoothed(difference(padded, kColumns), kRows);
+  const at::Tensor down = smoothed(difference(padded, kRows), kColumns);
+  return (across.square() + down.square()).sqrt() / 4;
+}
+
+at::Tensor Objective::targets(const at::Tensor& inputs) const {
+  WS_CHECK(is_regression());
+  if (config_.target == RegressionTarget::kImage) return inputs;
+  if (inputs.dim() != 4)
+    throw Error(
+        ErrorKind::kInput, "objective",
+        fmt::format("there are no edges in inputs of shape [{}]", fmt::join(inputs.sizes(), ", ")),
+        "edges need images (B, C, H, W)");
+  return image_edges(inputs);
+}
+
+at::Tensor Objective::residuals(const at::Tensor& outputs, const at::Tensor& inputs) const {
+  const at::Tensor wanted = targets(inputs);
+  const std::int64_t samples = wanted.size(0);
+  if (outputs.dim() < 2 || outputs.size(0) != samples || outputs.numel() != wanted.numel())
+    throw Error(ErrorKind::kInput, "objective",
+                fmt::format("the network's outputs have shape [{}], expected [{}] or these values "
+                            "in a row",
+                            fmt::join(outputs.sizes(), ", "), fmt::join(wanted.sizes(), ", ")),
+                fmt::format("give the network {} outputs", wanted.numel() / samples));
+  return outputs.to(at::kFloat).reshape({samples, -1}) -
+         wanted.to(at::kFloat).reshape({samples, -1});
+}
+
+void Objective::check_outputs(const at::Tensor& outputs, const at::Tensor& inputs) const {
+  if (is_regression())
+    residuals(outputs, inputs);
+  else
+    scores(outputs);
+}
+
 at::Tensor Objective::scores(const at::Tensor& outputs) const {
+  WS_CHECK(!is_regression());
   if (outputs.dim() != 2 || outputs.size(1) != output_width())
     throw Error(ErrorKind::kInput, "objective",
                 fmt::format("the network's outputs have shape [{}], expected (B, {})",
@@ -171,7 +231,9 @@ at::Tensor Objective::scores(const at::Tensor& outputs) const {
   return bar(directions.matmul(embeddings_.to(values.device()).t()) * config_.scale);
 }
 
-at::Tensor Objective::loss(const at::Tensor& outputs, const at::Tensor& labels) const {
+at::Tensor Objective::loss(const at::Tensor& outputs, const at::Tensor& labels,
+                           const at::Tensor& inputs) const {
+  if (is_regression()) return residuals(outputs, inputs).square().mean();
   at::Tensor competing = scores(outputs);
   at::Tensor targets = labels;
   if (barred_.defined()) {

@@ -123,6 +123,7 @@ void fields(Fields& f, EvaluationSet& c) {
   f("candidates", c.candidates);
   f("task", c.task);
   f("head", c.head);
+  f("objective", c.objective);
   f("selection", c.selection);
 }
 
@@ -250,6 +251,12 @@ std::optional<DataConfig> EvaluationSet::selection_data() const {
   return held_out;
 }
 
+ObjectiveConfig EvaluationConfig::objective_of(const EvaluationSet& set) const {
+  ObjectiveConfig own = set.objective.value_or(objective);
+  own.candidates = set.candidates.value_or(own.candidates);
+  return own;
+}
+
 std::vector<VariantConfig> MergeConfig::variants() const {
   return compare.empty() ? std::vector<VariantConfig>{variant} : compare;
 }
@@ -319,6 +326,13 @@ void validate_evaluation(const MergeConfig& c) {
       fail("evaluation.sets", "a set is called \"similarity\", which means something to select_on",
            "rename it");
     known += ", " + set.name;
+    if (!c.evaluation.objective_of(set).is_regression()) continue;
+    if (set.candidates || set.task.value_or(false))
+      fail("evaluation.sets",
+           fmt::format("\"{}\" is a regression: it has no classes, and its errors do not average "
+                       "with accuracies",
+                       set.name),
+           "remove candidates and task");
   }
   if (c.select_on == "similarity") return;
   const EvaluationSet* set = c.selection_set();
@@ -363,6 +377,12 @@ void validate_landscape(const MergeConfig& c) {
                      [&](const EvaluationSet& set) { return set.name == name; }))
       fail("landscape.sets", fmt::format("there is no evaluation set \"{}\"", name),
            "name one of evaluation.sets");
+  for (const EvaluationSet& set : c.evaluation.sets)
+    if (c.evaluation.objective_of(set).is_regression() &&
+        (l.sets.empty() || std::find(l.sets.begin(), l.sets.end(), set.name) != l.sets.end()))
+      fail("landscape.sets",
+           fmt::format("\"{}\" is a regression, and landscapes show accuracies", set.name),
+           "name the other sets");
   if (l.plane != 0 && c.models.size() > 3)
     fail("landscape.plane", fmt::format("{} models do not span a plane", c.models.size()),
          "merge two or three, or leave plane out");

@@ -129,7 +129,8 @@ struct EvaluationSet {
   std::optional<Candidates> candidates;  ///< default: the objective's; data = per-task accuracy
   std::optional<bool> task;              ///< counts in the task average; default: candidates = data
   std::optional<std::string> head;  ///< partial merges: the model whose head answers; else all do
-  std::optional<DataConfig> selection;  ///< held-out data for `select_on`; see selection_data
+  std::optional<ObjectiveConfig> objective;  ///< default: the evaluation's
+  std::optional<DataConfig> selection;       ///< held-out data for `select_on`; see selection_data
 
   /// The data a balance is chosen on when `select_on` names this set: `selection`, else the
   /// training split of `data`. Nothing where the format has no splits.
@@ -143,6 +144,9 @@ struct EvaluationConfig {
   std::vector<EvaluationSet> sets;
   std::int64_t batch_size = 256;
   bool originals = true;  ///< also score the models that are merged, and their ensemble
+
+  /// What outputs mean on a set, its `candidates` put in.
+  ObjectiveConfig objective_of(const EvaluationSet& set) const;
 };
 void from_config(const ConfigNode& node, EvaluationConfig& config);
 nlohmann::json to_config(const EvaluationConfig& config);

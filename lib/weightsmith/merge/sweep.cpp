@@ -20,11 +20,7 @@ json point_json(const SweepPoint& point) {
                   {"groups_skipped", m.groups_skipped},
                   {"weight_agreement", point.agreement.weight},
                   {"activation_agreement", point.agreement.activation}};
-  if (point.selection)
-    figures["selection"] = {{"samples", point.selection->samples},
-                            {"correct", point.selection->correct},
-                            {"loss", point.selection->loss},
-                            {"ece", point.selection->ece}};
+  if (point.selection) figures["selection"] = evaluation_json(*point.selection);
   return figures;
 }
 
@@ -38,8 +34,7 @@ SweepPoint point_from(const json& figures) {
   m.groups_skipped = figures.at("groups_skipped");
   point.agreement = {figures.at("weight_agreement"), figures.at("activation_agreement")};
   if (const auto it = figures.find("selection"); it != figures.end())
-    point.selection =
-        make_evaluation(it->at("samples"), it->at("correct"), it->at("loss"), it->at("ece"));
+    point.selection = evaluation_from_json(*it);
   return point;
 }
 

@@ -38,7 +38,7 @@ at::Tensor Distillation::loss(const Objective& objective, const at::Tensor& outp
   const double t = config_.temperature;
   const at::Tensor learnt =
       config_.type == DistillationConfig::Type::kHard
-          ? objective.loss(outputs, scores.argmax(1))
+          ? objective.loss(outputs, scores.argmax(1), inputs)
           : mean_divergence(objective.scores(outputs) / t, scores / t) * (t * t);
   if (config_.weight == 1) return learnt;
   return learnt * config_.weight + label_loss * (1 - config_.weight);

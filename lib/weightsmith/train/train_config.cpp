@@ -306,6 +306,13 @@ void TrainConfig::validate() const {
     validate_comparison(*this);
   }
   if (distillation) validate_distillation(*distillation);
+  if (objective.is_regression()) {
+    require(!distillation, "distillation",
+            "a regression has no class scores to learn from a teacher",
+            "remove it, or give a classification");
+    require(compare.empty(), "compare", "compares accuracies, which a regression has none of",
+            "train the methods one by one");
+  }
   validate_optimizer(optimizer);
   validate_schedule(schedule, epochs, optimizer.lr);
   require(checkpoint.every_epochs >= 1, "checkpoint.every_epochs", "must be at least 1");

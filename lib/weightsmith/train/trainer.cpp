@@ -346,9 +346,11 @@ class Run {
 
   at::Tensor loss_of(const at::Tensor& inputs, const at::Tensor& labels, const Mixing& mixing) {
     const at::Tensor outputs = model_.forward(inputs);
-    at::Tensor loss = objective_.loss(outputs, labels);
-    if (mixing.labels.defined())
-      loss = loss * mixing.share + objective_.loss(outputs, mixing.labels) * (1 - mixing.share);
+    at::Tensor loss = objective_.loss(outputs, labels, inputs);
+    // A regression's target is made of the mixed image itself.
+    if (mixing.labels.defined() && !objective_.is_regression())
+      loss = loss * mixing.share +
+             objective_.loss(outputs, mixing.labels, inputs) * (1 - mixing.share);
     return distillation_ ? distillation_->loss(objective_, outputs, inputs, loss) : loss;
   }
 
@@ -440,8 +442,10 @@ class Run {
     add("train/loss", row.at("train_loss"));
     for (const char* set : {"validation", "test"})
       if (row.contains(set))
-        for (const char* score : {"accuracy", "loss", "ece"})
-          add(fmt::format("{}/{}", set, score), row.at(set).at(score));
+        for (const char* score :
+             {"accuracy", "loss", "ece", "squared_error", "absolute_error", "explained"})
+          if (row.at(set).contains(score))
+            add(fmt::format("{}/{}", set, score), row.at(set).at(score));
     return event;
   }
 

@@ -185,5 +185,112 @@ TEST_CASE("a task average has the mean accuracy and a narrower interval", "[eval
   CHECK(alone.accuracy_high == Approx(a.accuracy_high));
 }
 
+Objective regression() {
+  ObjectiveConfig config;
+  config.type = ObjectiveConfig::Type::kRegression;
+  return {config, 10};
+}
+
+TEST_CASE("errors of a regression agree with sums by hand, whatever the batch", "[eval]") {
+  const Dataset set = random_set(50, 4);
+  at::manual_seed(3);
+  const at::Tensor weight = at::randn({4, 4});
+  ScriptModel model = linear_model(weight);
+  const at::Tensor residuals = (set.images.matmul(weight) - set.images).to(at::kDouble);
+  NoProgress progress;
+  for (const std::int64_t batch_size : {1, 7, 50}) {
+    const Evaluation e = evaluate(model, set, regression(), {batch_size}, progress);
+    REQUIRE(e.errors);
+    CHECK(e.samples == 50);
+    CHECK(e.correct == 0);
+    for (const bool is_squared : {false, true}) {
+      double sum = 0;
+      std::vector<double> own;
+      for (int i = 0; i < 50; ++i) {
+        double error = 0;
+        for (int d = 0; d < 4; ++d) {
+          const double r = residuals[i][d].item<double>();
+          error += (is_squared ? r * r : std::abs(r)) / 4;
+        }
+        own.push_back(error);
+        sum += error;
+      }
+      const double mean = sum / 50;
+      double squares = 0;
+      for (const double error : own) squares += (error - mean) * (error - mean);
+      const double half = 1.959964 * std::sqrt(squares / 49 / 50);
+      const MeanError& found = is_squared ? e.errors->squared : e.errors->absolute;
+      CHECK(found.mean == Approx(mean).epsilon(1e-5));
+      CHECK(found.low == Approx(std::max(0.0, mean - half)).epsilon(1e-4));
+      CHECK(found.high == Approx(mean + half).epsilon(1e-5));
+    }
+    CHECK(e.loss == e.errors->squared.mean);
+    const at::Tensor about_mean = set.images - set.images.mean(0, /*keepdim=*/true);
+    CHECK(e.errors->explained ==
+          Approx(1 - (residuals.square().sum() / about_mean.square().sum()).item<double>())
+              .epsilon(1e-5));
+    // There and back again.
+    const nlohmann::json json = evaluation_json(e);
+    CHECK(json["squared_error"] == e.loss);
+    CHECK_FALSE(json.contains("accuracy"));
+    CHECK(evaluation_json(evaluation_from_json(json)) == json);
+  }
+  ScriptModel perfect = linear_model(at::eye(4));
+  const Evaluation e = evaluate(perfect, set, regression(), {}, progress);
+  CHECK(e.errors->explained == 1);
+  CHECK(e.errors->absolute.high == 0);
+  Dataset constant = set;
+  constant.images = at::ones({50, 4});
+  const nlohmann::json json =
+      evaluation_json(evaluate(model, constant, regression(), {}, progress));
+  CHECK(nlohmann::json::parse(json.dump())["explained"].is_null());
+  CHECK(std::isnan(evaluation_from_json(nlohmann::json::parse(json.dump())).errors->explained));
+  CHECK(evaluation_json(evaluation_from_json(evaluation_json(make_evaluation(40, 17, 0.5, 0.1)))) ==
+        evaluation_json(make_evaluation(40, 17, 0.5, 0.1)));
+}
+
+TEST_CASE("members of an ensemble count by their shares", "[eval]") {
+  const Dataset set = random_set(30, 3);
+  at::manual_seed(8);
+  const at::Tensor a = at::randn({3, 3});
+  const at::Tensor b = at::randn({3, 3});
+  ScriptModel first = linear_model(a);
+  ScriptModel second = linear_model(b);
+  EvaluationOptions options;
+  options.shares = {0.75, 0.25};
+  NoProgress progress;
+  const Evaluation classes =
+      evaluate_ensemble({&first, &second}, set, Objective({}, 3), options, progress);
+  const at::Tensor mixed =
+      0.75 * set.images.matmul(a).softmax(1) + 0.25 * set.images.matmul(b).softmax(1);
+  CHECK(
+      classes.loss ==
+      Approx(-mixed.gather(1, set.labels.unsqueeze(1)).log().mean().item<double>()).epsilon(1e-5));
+  const Evaluation values =
+      evaluate_ensemble({&first, &second}, set, regression(), options, progress);
+  CHECK(values.loss ==
+        Approx((set.images.matmul(0.75 * a + 0.25 * b) - set.images).square().mean().item<double>())
+            .epsilon(1e-5));
+
+  // One network with both outputs says the same.
+  torch::jit::Module module("__torch__.weightsmith.test.Heads",
+                            std::make_shared<torch::jit::CompilationUnit>(), true);
+  module.register_attribute("training", c10::BoolType::get(), true);
+  module.register_parameter("a", a.clone(), false);
+  module.register_parameter("b", b.clone(), false);
+  module.define(R"(
+    def forward(self, x):
+        return torch.matmul(x, self.a), torch.matmul(x, self.b)
+  )");
+  ScriptModel heads(module, "heads");
+  CHECK(evaluation_json(evaluate_heads(heads, set, Objective({}, 3), options, progress)) ==
+        evaluation_json(classes));
+  CHECK(evaluate_heads(heads, set, Objective({}, 3), {}, progress).loss != classes.loss);
+  CHECK_THAT(
+      testing::error_of(ErrorKind::kInput,
+                        [&] { evaluate_heads(first, set, Objective({}, 3), options, progress); }),
+      Catch::Contains("linear") && Catch::Contains("tuple"));
+}
+
 }  // namespace
 }  // namespace weightsmith

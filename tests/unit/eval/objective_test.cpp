@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <nlohmann/json.hpp>
@@ -167,6 +168,66 @@ TEST_CASE("an objective's configuration survives writing", "[eval]") {
     CHECK(to_config(parse(written.dump())) == written);
   }
   CHECK(parse(R"({"type": "embedding", "embeddings": "b.st"})").embeddings == "/base/b.st");
+}
+
+TEST_CASE("a regression's target is the image or its edges", "[eval]") {
+  at::manual_seed(9);
+  const at::Tensor images = at::rand({3, 2, 5, 6});
+  const Objective image(parse(R"({"type": "regression"})"), 10);
+  CHECK(image.is_regression());
+  CHECK(image.targets(images).equal(images));
+  const at::Tensor outputs = at::randn({3, 60});
+  const at::Tensor residuals = image.residuals(outputs, images);
+  CHECK(residuals.equal(outputs - images.flatten(1)));
+  CHECK(image.residuals(outputs.view({3, 2, 5, 6}), images).equal(residuals));
+  CHECK(image.loss(outputs, {}, images).item<double>() ==
+        Approx(residuals.square().mean().item<double>()));
+  CHECK(image.targets(at::rand({2, 7})).dim() == 2);  // no images needed
+
+  const Objective edges(parse(R"({"type": "regression", "target": "edges"})"), 10);
+  const at::Tensor found = edges.targets(images);
+  REQUIRE(found.sizes() == at::IntArrayRef{3, 1, 5, 6});
+  // Sobel's sums, pixel by pixel, with the border repeated.
+  for (std::int64_t b = 0; b < 3; ++b)
+    for (std::int64_t y = 0; y < 5; ++y)
+      for (std::int64_t x = 0; x < 6; ++x) {
+        const auto grey = [&](std::int64_t dy, std::int64_t dx) {
+          const auto row = std::clamp<std::int64_t>(y + dy, 0, 4);
+          const auto column = std::clamp<std::int64_t>(x + dx, 0, 5);
+          return (images[b][0][row][column].item<double>() +
+                  images[b][1][row][column].item<double>()) /
+                 2;
+        };
+        const double across = grey(-1, 1) + 2 * grey(0, 1) + grey(1, 1) - grey(-1, -1) -
+                              2 * grey(0, -1) - grey(1, -1);
+        const double down = grey(1, -1) + 2 * grey(1, 0) + grey(1, 1) - grey(-1, -1) -
+                            2 * grey(-1, 0) - grey(-1, 1);
+        CHECK(found[b][0][y][x].item<double>() ==
+              Approx(std::hypot(across, down) / 4).margin(1e-6));
+      }
+  at::Tensor step = at::zeros({1, 1, 4, 4});
+  step.narrow(3, 2, 2).fill_(1);
+  CHECK(edges.targets(step)[0][0][1].equal(at::tensor({0.0F, 1.0F, 1.0F, 0.0F})));
+}
+
+TEST_CASE("a regression says what does not fit", "[eval]") {
+  const at::Tensor images = at::rand({3, 1, 4, 4});
+  const Objective edges(parse(R"({"type": "regression", "target": "edges"})"), 10);
+  CHECK_THAT(error_of(ErrorKind::kInput,
+                      [&] {
+                        edges.check_outputs(at::rand({3, 10}), images);
+                      }),
+             Catch::Contains("[3, 10]") && Catch::Contains("[3, 1, 4, 4]") &&
+                 Catch::Contains("16 outputs"));
+  CHECK_THAT(error_of(ErrorKind::kInput,
+                      [&] {
+                        edges.targets(at::rand({3, 16}));
+                      }),
+             Catch::Contains("[3, 16]"));
+  for (const char* text : {R"({"type": "regression", "embeddings": {"random": 8}})",
+                           R"({"type": "regression", "label_smoothing": 0.1})",
+                           R"({"type": "regression", "candidates": "data"})"})
+    CHECK_FALSE(error_of(ErrorKind::kConfig, [&] { parse(text); }).empty());
 }
 
 }  // namespace
