@@ -7,6 +7,7 @@
 #include <csignal>
 #include <functional>
 #include <sstream>
+#include <string>
 
 #include "support/files.h"
 #include "support/networks.h"
@@ -324,6 +325,47 @@ TEST_CASE("a landscape shows the way between the networks before and after match
   CHECK(std::none_of(other.begin(), other.end(), [](const std::string& row) {
     return row.find(",0.5,joint,0.99,") != std::string::npos;
   }));
+}
+
+TEST_CASE("a landscape can be repaired at every point") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "convnet", {{"width", 4}, {"norm", "none"}}, 2));
+  config["method"] = "align";
+  config["normalization"] = {{"mode", "repair"}};
+  config["landscape"] = {{"line", 3}, {"plane", 3}, {"sets", {"joint"}}, {"repair", true}};
+  const json summary = run(folder, config, "out");
+  const auto line = lines_of(folder / "out/landscape/line.csv");
+  const auto loss_at = [&](const std::string& start) {
+    for (const std::string& row : line)
+      if (row.starts_with(start)) {
+        std::vector<std::string> cells;
+        std::istringstream parts(row);
+        for (std::string cell; std::getline(parts, cell, ',');) cells.push_back(cell);
+        return std::stod(cells.at(6));
+      }
+    FAIL("no row " << start);
+    return 0.0;
+  };
+  // In the middle lies the merged network, at the ends the originals, which repair leaves alone.
+  CHECK(loss_at("a,b,1,0.5,") ==
+        Approx(summary["variants"][0]["scores"]["joint"]["loss"].get<double>()).epsilon(1e-4));
+  for (const int end : {0, 1})
+    for (const char* matched : {"0", "1"})
+      CHECK(
+          loss_at(std::string("a,b,") + matched + (end == 0 ? ",0," : ",1,")) ==
+          Approx(summary["originals"][end]["scores"]["joint"]["loss"].get<double>()).epsilon(1e-3));
+  CHECK(lines_of(folder / "out/landscape/plane.csv").size() == 1 + 9);
+
+  // It makes a difference, and is asked for.
+  config["landscape"]["repair"] = false;
+  run(folder, config, "plain");
+  const auto plain = lines_of(folder / "plain/landscape/line.csv");
+  CHECK(plain != line);
+  config["landscape"]["repair"] = true;
+  config["normalization"]["mode"] = "reset";
+  check_failure(mudsc_merge({"--config", write_config(folder / "wrong.json", config), "--out",
+                             (folder / "wrong").string(), "--quiet"}),
+                "mudsc-merge", 2, {"landscape.repair", "normalization.mode"});
 }
 
 TEST_CASE("outputs that do not fit the objective are refused before anything is written") {

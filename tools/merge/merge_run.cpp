@@ -349,9 +349,10 @@ void MergeRun::renormalise(ScriptModel& merged, const MatchResult& matched) {
     if (!config_.partial) reset(merged);  // else together with the heads
     return;
   }
-  repair(merged, layers_, moments_, groups_, matched.matchings, config_.shares(),
-         normalization_data(), config_.normalization.batch_size, run_.settings().device,
-         run_.progress());
+  const OutputMoments wanted =
+      merged_moments(layers_, moments_, groups_, matched.matchings, config_.shares());
+  repair(merged, layers_, wanted, normalization_data(), config_.normalization.batch_size,
+         run_.settings().device, run_.progress());
 }
 
 void MergeRun::attach_heads(ScriptModel& merged, const MatchResult& matched) {
@@ -428,19 +429,30 @@ void MergeRun::save(const VariantConfig& variant, const MatchResult& matched,
 void MergeRun::survey(const VariantConfig& variant, const MatchResult& matched) {
   if (survey_size(config_) == 0) return;
   const bool reset_points = config_.landscape->reset && needs_reset();
-  Fingerprint fingerprint("landscape 1");
+  Fingerprint fingerprint("landscape 2");
   for (const ScriptModel& model : models_) fingerprint.add(model);
   for (const Matching& m : matched.matchings) fingerprint.add(json(m.slot).dump());
   fingerprint.add(unit_groups_to_json(groups_).dump());
   fingerprint.add(to_config(*config_.landscape).dump()).add(reset_points ? "reset" : "");
-  if (reset_points)
+  const bool repair_points = config_.landscape->repair;
+  if (reset_points || repair_points)
     fingerprint.add(normalization_data()).add(std::to_string(config_.normalization.batch_size));
   fingerprint.add(to_config(config_.evaluation).dump());
   for (const ScoredSet& set : board_.sets()) fingerprint.add(set.data);
+  const std::vector<OutputMoments> none;
   const Survey::Subject subject{
-      models_, groups_, matched.matchings, fingerprint.hex(), [&](ScriptModel& network) {
+      models_,
+      groups_,
+      matched.matchings,
+      fingerprint.hex(),
+      repair_points ? moments_ : none,
+      layers_,
+      [&](ScriptModel& network, const OutputMoments& moments) {
         NoProgress quiet;
-        if (reset_points)
+        if (repair_points)  // batch norm, too
+          weightsmith::repair(network, layers_, moments, normalization_data(),
+                              config_.normalization.batch_size, run_.settings().device, quiet);
+        else if (reset_points)
           reset_batch_norm(network, normalization_data(), config_.normalization.batch_size,
                            run_.settings().device, quiet);
       }};

@@ -126,10 +126,13 @@ void Survey::list_line_points() {
         ModelShares shares(subject_.models.size(), 0.0);
         shares[i] = share_at(step, landscape_.line);
         shares[0] = 1 - shares[i];
-        points_.push_back({line_point(i, matched, step), [this, shares, matched, apart] {
+        const std::vector<Matching>& matchings = matched ? subject_.matchings : apart;
+        points_.push_back({line_point(i, matched, step),
+                           [this, shares, matchings] {
                              return merge_states(states_of(subject_.models).models, subject_.groups,
-                                                 matched ? subject_.matchings : apart, shares);
-                           }});
+                                                 matchings, shares);
+                           },
+                           [this, shares, matchings] { return moments_of(matchings, shares); }});
       }
     }
   }
@@ -150,23 +153,47 @@ void Survey::list_plane_points() {
     corners_ = {states.models[0], matched(1), matched(2)};
     for (const ScriptModel& model : subject_.models) corner_names_.push_back(model.name());
   }
+  std::vector<OutputMoments> corner_moments;
+  if (!subject_.moments.empty()) {
+    // The moments of one model alone, in the order of the slots.
+    const auto matched_moments = [&](std::size_t i) {
+      ModelShares alone(subject_.models.size(), 0.0);
+      alone[i] = 1;
+      return moments_of(subject_.matchings, alone);
+    };
+    corner_moments = subject_.models.size() == 2
+                         ? std::vector{subject_.moments[0], subject_.moments[1], matched_moments(1)}
+                         : std::vector{subject_.moments[0], matched_moments(1), matched_moments(2)};
+  }
   plane_ = std::make_unique<ModelPlane>(corners_[0], corners_[1], corners_[2], states.buffers,
                                         "landscape");
   x_ = plane_->grid(0, landscape_.plane, landscape_.margin);
   y_ = plane_->grid(1, landscape_.plane, landscape_.margin);
   for (std::int64_t r = 0; r < landscape_.plane; ++r)
     for (std::int64_t c = 0; c < landscape_.plane; ++c)
-      points_.push_back({plane_point(r, c), [this, r, c] {
+      points_.push_back({plane_point(r, c),
+                         [this, r, c] {
                            const auto w = plane_->weights(x_[c], y_[r]);
                            return blended_state(corners_, {w[0], w[1], w[2]});
+                         },
+                         [this, r, c, corner_moments]() -> OutputMoments {
+                           if (corner_moments.empty()) return {};
+                           const auto w = plane_->weights(x_[c], y_[r]);
+                           return blended_moments(corner_moments, {w[0], w[1], w[2]});
                          }});
 }
 
-Scores Survey::score(ScriptModel& network) const {
+OutputMoments Survey::moments_of(const std::vector<Matching>& matchings,
+                                 const ModelShares& shares) const {
+  if (subject_.moments.empty()) return {};
+  return merged_moments(subject_.layers, subject_.moments, subject_.groups, matchings, shares);
+}
+
+Scores Survey::score(ScriptModel& network, const Point& point) const {
   NoProgress quiet;
   Scores scores;
   try {
-    subject_.prepare(network);
+    subject_.prepare(network, point.moments());
     for (const ScoredSet* set : sets_)
       scores.push_back(evaluate(network, set->data, *set->objective, options_, quiet));
   } catch (const Error& e) {
@@ -190,7 +217,7 @@ void Survey::score_points(const fs::path& folder) {
     score_networks(
         subject_.models.front(), static_cast<std::int64_t>(missing.size()), threads,
         [&](std::int64_t k) { return missing[k]->state(); },
-        [&](ScriptModel& network) { return score(network); },
+        [&](std::int64_t k, ScriptModel& network) { return score(network, *missing[k]); },
         [&](std::int64_t k, const Scores& scores) {
           scored_[missing[k]->name] = scores;
           phase.update(++finished);

@@ -14,6 +14,7 @@
 #include "weightsmith/match/matching.h"
 #include "weightsmith/merge/landscape.h"
 #include "weightsmith/merge/merge_config.h"
+#include "weightsmith/merge/repair.h"
 
 namespace weightsmith {
 
@@ -30,8 +31,12 @@ class Survey {
     const UnitGroups& groups;
     const std::vector<Matching>& matchings;
     std::string key;  ///< what the scores depend on (eval/fingerprint.h)
-    /// Called on a network before it is scored; from several threads.
-    std::function<void(ScriptModel&)> prepare;
+    /// What REPAIR restores, one a model; empty: points are not repaired.
+    const std::vector<OutputMoments>& moments;
+    const std::vector<AffineLayer>& layers;
+    /// Called on a network before it is scored, with what its units should have where there are
+    /// moments; from several threads.
+    std::function<void(ScriptModel&, const OutputMoments&)> prepare;
   };
 
   Survey(const MergeConfig& config, Run& run, const ScoreBoard& board, const Subject& subject);
@@ -43,6 +48,7 @@ class Survey {
   struct Point {
     std::string name;
     std::function<TensorMap()> state;
+    std::function<OutputMoments()> moments;
   };
 
   std::string line_point(std::size_t model, bool matched, std::int64_t step) const;
@@ -50,7 +56,8 @@ class Survey {
   void list_line_points();
   void list_plane_points();
   void score_points(const std::filesystem::path& folder);
-  Scores score(ScriptModel& network) const;
+  Scores score(ScriptModel& network, const Point& point) const;
+  OutputMoments moments_of(const std::vector<Matching>& matchings, const ModelShares& shares) const;
   nlohmann::json write_lines(const std::filesystem::path& folder) const;
   nlohmann::json write_plane(const std::filesystem::path& folder) const;
 

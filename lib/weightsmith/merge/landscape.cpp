@@ -88,7 +88,7 @@ double loss_barrier(const std::vector<double>& at, const std::vector<double>& lo
 
 void score_networks(const ScriptModel& pattern, std::int64_t count, int threads,
                     const std::function<TensorMap(std::int64_t)>& state,
-                    const std::function<std::vector<Evaluation>(ScriptModel&)>& score,
+                    const std::function<std::vector<Evaluation>(std::int64_t, ScriptModel&)>& score,
                     const std::function<void(std::int64_t, const std::vector<Evaluation>&)>& done) {
   std::mutex mutex;
   std::condition_variable changed;
@@ -108,7 +108,7 @@ void score_networks(const ScriptModel& pattern, std::int64_t count, int threads,
       ScriptModel& network = *copy;
       for (std::int64_t k = next++; k < count; k = next++) {
         network.load_state(state(k), network.where());
-        auto scores = score(network);
+        auto scores = score(k, network);
         const std::lock_guard lock(mutex);
         finished.emplace_back(k, std::move(scores));
         changed.notify_one();

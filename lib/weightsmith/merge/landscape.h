@@ -48,12 +48,12 @@ double loss_barrier(const std::vector<double>& at, const std::vector<double>& lo
 
 /// Scores `count` networks of one architecture, up to `threads` at a time, each on one thread and
 /// in a copy of `pattern` of its own: for small networks that is far faster than one after the
-/// other on all threads. `state(k)` and `score` are called on any of the threads, `done` on the
-/// caller's, in the order of completion. What one of them throws (Interrupted, too) ends the work
-/// and comes out here.
+/// other on all threads. `state(k)` and `score(k, network)` are called on any of the threads,
+/// `done` on the caller's, in the order of completion. What one of them throws (Interrupted, too)
+/// ends the work and comes out here.
 void score_networks(const ScriptModel& pattern, std::int64_t count, int threads,
                     const std::function<TensorMap(std::int64_t)>& state,
-                    const std::function<std::vector<Evaluation>(ScriptModel&)>& score,
+                    const std::function<std::vector<Evaluation>(std::int64_t, ScriptModel&)>& score,
                     const std::function<void(std::int64_t, const std::vector<Evaluation>&)>& done);
 
 }  // namespace weightsmith

@@ -147,6 +147,7 @@ void fields(Fields& f, LandscapeConfig& c) {
   f("plane", c.plane);
   f("margin", c.margin);
   f("reset", c.reset);
+  f("repair", c.repair);
   f("sets", c.sets);
 }
 
@@ -383,6 +384,9 @@ void validate_landscape(const MergeConfig& c) {
       fail("landscape.sets",
            fmt::format("\"{}\" is a regression, and landscapes show accuracies", set.name),
            "name the other sets");
+  if (l.repair && c.normalization.mode != NormalizationMode::kRepair)
+    fail("landscape.repair", "the merged network's activations are not repaired",
+         "set normalization.mode to repair, or landscape.repair to false");
   if (l.plane != 0 && c.models.size() > 3)
     fail("landscape.plane", fmt::format("{} models do not span a plane", c.models.size()),
          "merge two or three, or leave plane out");

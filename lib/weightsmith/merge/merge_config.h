@@ -165,6 +165,7 @@ struct LandscapeConfig {
   std::int64_t plane = 0;         ///< points a side of the plane; 0: no plane
   double margin = 0.25;           ///< of the plane around the models, as a share of their extent
   bool reset = true;              ///< recompute batch-norm statistics at every point
+  bool repair = false;            ///< and repair activations (with normalization.mode repair)
   std::vector<std::string> sets;  ///< evaluation sets to score on; empty: all
 };
 void from_config(const ConfigNode& node, LandscapeConfig& config);

@@ -32,6 +32,19 @@ at::Tensor scale_to(const at::Tensor& wanted, const at::Tensor& deviation) {
                    at::ones_like(wanted));
 }
 
+/// The weight with what makes output o multiplied by scale[o].
+at::Tensor scaled_outputs(const at::Tensor& weight, const AffineLayer& layer,
+                          const at::Tensor& scale) {
+  // (G, C / G, O / G, …) of a grouped transposed convolution's (C, O / G, …).
+  const bool grouped = layer.groups > 1;
+  at::Tensor values = weight.to(at::kDouble);
+  if (grouped) values = values.unflatten(0, std::vector<std::int64_t>{layer.groups, -1});
+  std::vector<std::int64_t> shape(values.dim(), 1);
+  shape[grouped ? 2 : layer.axis] = scale.numel() / layer.groups;
+  if (grouped) shape[0] = layer.groups;
+  return (values * scale.view(shape).to(weight.device())).view_as(weight);
+}
+
 /// Measures affine layers' outputs while the network runs, and rescales them where `targets` says
 /// to what.
 class AffineObserver final : public NodeObserver {
@@ -139,21 +152,28 @@ std::vector<AffineLayer> affine_layers(const UnitGroups& groups, const TensorMap
   std::vector<AffineLayer> layers;
   std::set<std::string> taken;
   for (const UnitGroup& group : groups.groups) {
-    std::map<std::string, std::int64_t> weights;  // layer → axis of its weight
+    if (group.members.empty()) continue;  // only orders the blocks of others
+    std::map<std::string, const GroupMember*> weights;  // by layer
     std::set<std::string> biases;
     bool has_norm = false;
     for (const GroupMember& member : group.members) {
-      const auto parameter = parameters.find(member.parameter);
-      if (member.role != MemberRole::kOut || parameter == parameters.end()) continue;
+      if (member.role != MemberRole::kOut || !parameters.contains(member.parameter)) continue;
       if (const std::string layer = layer_of(member.parameter, kWeight); !layer.empty())
-        weights[layer] = member.axis;
-      if (const std::string layer = layer_of(member.parameter, kBias);
-          !layer.empty() && parameter->second.dim() == 1)
+        weights[layer] = &member;
+    }
+    for (const GroupMember& member : group.members) {
+      const std::string layer = layer_of(member.parameter, kBias);
+      const auto weight = weights.find(layer);
+      if (member.role != MemberRole::kOut || weight == weights.end()) continue;
+      const auto bias = parameters.find(member.parameter);
+      const std::int64_t outputs =
+          parameters.at(layer + kWeight).size(weight->second->axis) * weight->second->groups;
+      if (bias != parameters.end() && bias->second.dim() == 1 && bias->second.numel() == outputs)
         biases.insert(layer);
     }
-    for (const auto& [layer, axis] : weights)
+    for (const auto& [layer, member] : weights)
       has_norm |= biases.contains(layer) && parameters.at(layer + kWeight).dim() == 1;
-    for (const auto& [layer, axis] : weights) {
+    for (const auto& [layer, member] : weights) {
       const std::string weight = layer + kWeight;
       if (!biases.contains(layer)) {
         if (has_norm || parameters.at(weight).dim() == 1) continue;
@@ -163,7 +183,8 @@ std::vector<AffineLayer> affine_layers(const UnitGroups& groups, const TensorMap
                                 weight),
                     "set normalization.mode to reset or none");
       }
-      if (taken.insert(weight).second) layers.push_back({weight, layer + kBias, axis});
+      if (taken.insert(weight).second)
+        layers.push_back({weight, layer + kBias, member->axis, member->groups});
     }
     if (biases.empty() || weights.empty())
       throw Error(ErrorKind::kInput, "group " + group.name,
@@ -185,17 +206,12 @@ OutputMoments output_moments(ScriptModel& model, const std::vector<AffineLayer>&
   return observer.moments(model.where());
 }
 
-std::int64_t repair(ScriptModel& merged, const std::vector<AffineLayer>& layers,
-                    const std::vector<OutputMoments>& originals, const UnitGroups& groups,
-                    const std::vector<Matching>& matchings, const ModelShares& shares,
-                    const Dataset& data, std::int64_t batch_size, at::Device device,
-                    Progress& progress) {
-  const at::NoGradGuard no_grad;
-  merged.train(false);
+OutputMoments merged_moments(const std::vector<AffineLayer>& layers,
+                             const std::vector<OutputMoments>& originals, const UnitGroups& groups,
+                             const std::vector<Matching>& matchings, const ModelShares& shares) {
   const ParameterUses uses = parameter_uses(groups);
-  OutputMoments targets;
+  OutputMoments merged;
   for (const AffineLayer& layer : layers) {
-    // A unit's moments are merged as its bias is: by the mean over its slot.
     std::vector<at::Tensor> means;
     std::vector<at::Tensor> deviations;
     for (const OutputMoments& original : originals) {
@@ -203,10 +219,34 @@ std::int64_t repair(ScriptModel& merged, const std::vector<AffineLayer>& layers,
       deviations.push_back(original.at(layer.bias).deviation);
     }
     const auto& use = uses.at(layer.bias);
-    targets[layer.bias] = {merge_parameter(means, use, groups, matchings, shares),
-                           merge_parameter(deviations, use, groups, matchings, shares)};
+    merged[layer.bias] = {merge_parameter(means, use, groups, matchings, shares),
+                          merge_parameter(deviations, use, groups, matchings, shares)};
   }
+  return merged;
+}
 
+OutputMoments blended_moments(const std::vector<OutputMoments>& moments,
+                              const std::vector<double>& weights) {
+  WS_CHECK(!moments.empty() && moments.size() == weights.size());
+  OutputMoments blended;
+  for (const auto& [bias, first] : moments.front()) {
+    at::Tensor mean = first.mean * weights.front();
+    at::Tensor deviation = first.deviation * weights.front();
+    for (std::size_t i = 1; i < moments.size(); ++i) {
+      const LayerMoments& other = moments[i].at(bias);
+      mean = mean + other.mean * weights[i];
+      deviation = deviation + other.deviation * weights[i];
+    }
+    blended[bias] = {mean, deviation.clamp_min(0)};
+  }
+  return blended;
+}
+
+std::int64_t repair(ScriptModel& merged, const std::vector<AffineLayer>& layers,
+                    const OutputMoments& targets, const Dataset& data, std::int64_t batch_size,
+                    at::Device device, Progress& progress) {
+  const at::NoGradGuard no_grad;
+  merged.train(false);
   const GraphRunner runner(merged.module(), merged.where());
   const TensorMap parameters = merged.parameters();
   AffineObserver observer(runner.graph(), layers, parameters, &targets);
@@ -222,9 +262,7 @@ std::int64_t repair(ScriptModel& merged, const std::vector<AffineLayer>& layers,
     const at::Tensor scale = scale_to(target.deviation, now.deviation);
     at::Tensor weight = parameters.at(layer.weight);
     at::Tensor bias = parameters.at(layer.bias);
-    std::vector<std::int64_t> shape(weight.dim(), 1);
-    shape[layer.axis] = scale.numel();
-    weight.copy_(weight.to(at::kDouble) * scale.view(shape).to(weight.device()));
+    weight.copy_(scaled_outputs(weight, layer, scale));
     bias.copy_((bias.to(at::kDouble).cpu() - now.mean) * scale + target.mean);
   }
   return static_cast<std::int64_t>(layers.size());

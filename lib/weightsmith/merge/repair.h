@@ -22,10 +22,15 @@ struct AffineLayer {
   std::string weight;
   std::string bias;
   std::int64_t axis = 0;  ///< of the weight, along which the units lie
+  /// Above 1: of a grouped transposed convolution, whose second axis each of so many groups of the
+  /// first one uses for other outputs.
+  std::int64_t groups = 1;
 };
 
 /// The layers at which the units of every group can be rescaled without changing the network's
-/// form: X.bias with X.weight, both members that produce units, for every such pair. Throws
+/// form: X.bias with X.weight, both members that produce units and as many of them, for every such
+/// pair. A layer is rescaled as a whole: outputs that belong to no group or to another one (packed
+/// queries, keys and values) with it. Throws
 /// Error{kInput} naming the first group with a layer that produces its units without a bias and
 /// without a norm behind it, so that there is nothing to fold an offset into.
 std::vector<AffineLayer> affine_layers(const UnitGroups& groups, const TensorMap& parameters);
@@ -43,23 +48,32 @@ OutputMoments output_moments(ScriptModel& model, const std::vector<AffineLayer>&
                              const Dataset& data, std::int64_t batch_size, at::Device device,
                              Progress& progress);
 
+/// What a merged network's units should have: a unit's moments are merged as its bias is, by the
+/// mean over its slot, weighed by `shares`. `originals`: one a model.
+OutputMoments merged_moments(const std::vector<AffineLayer>& layers,
+                             const std::vector<OutputMoments>& originals, const UnitGroups& groups,
+                             const std::vector<Matching>& matchings, const ModelShares& shares);
+
+/// Σ weights[i] · moments[i]; the weights should sum to 1 and may be negative, a deviation is at
+/// least 0.
+OutputMoments blended_moments(const std::vector<OutputMoments>& moments,
+                              const std::vector<double>& weights);
+
 /// REPAIR (Jordan, Sedghi, Saukh, Entezari, Neyshabur, "REPAIR: REnormalizing Permuted Activations
 /// for Interpolation Repair", ICLR 2023): averaging shrinks the variance of activations, layer
 /// after layer. Every unit's output of every affine layer is shifted and scaled to the mean and
-/// deviation that its originals had, interpolated by their shares; both are folded into weight and
-/// bias. Networks without batch norm profit; batch-norm statistics, where there are any, are
-/// recomputed in the same pass, as reset_batch_norm does.
+/// deviation that its originals had, interpolated by their shares (merged_moments); both are folded
+/// into weight and bias. Networks without batch norm profit; batch-norm statistics, where there are
+/// any, are recomputed in the same pass, as reset_batch_norm does.
 ///
 /// One pass over `data`: while it runs, each batch is rescaled by its own statistics, so that later
 /// layers see what they will see when all is folded; what is folded are the statistics over all
-/// batches. `originals`: one a model. A unit whose deviation is below a thousandth of the wanted
+/// batches. A unit whose deviation is below a thousandth of the wanted
 /// one (dead in the merged network) is shifted and not scaled. Differences from the paper: norms'
 /// outputs are rescaled as well; nothing beyond the groups (the last layer) is touched. Returns the
 /// number of layers rescaled.
 std::int64_t repair(ScriptModel& merged, const std::vector<AffineLayer>& layers,
-                    const std::vector<OutputMoments>& originals, const UnitGroups& groups,
-                    const std::vector<Matching>& matchings, const ModelShares& shares,
-                    const Dataset& data, std::int64_t batch_size, at::Device device,
-                    Progress& progress);
+                    const OutputMoments& targets, const Dataset& data, std::int64_t batch_size,
+                    at::Device device, Progress& progress);
 
 }  // namespace weightsmith

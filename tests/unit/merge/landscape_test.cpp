@@ -92,7 +92,7 @@ TEST_CASE("every network is scored once, in a copy of its own, on any number of 
           changed["fc1.bias"] = at::full({4}, static_cast<double>(k));
           return changed;
         },
-        [](ScriptModel& network) {
+        [](std::int64_t, ScriptModel& network) {
           Evaluation e;
           e.loss = network.state_dict().at("fc1.bias").mean().item<double>();
           return std::vector<Evaluation>{e};
@@ -111,7 +111,7 @@ TEST_CASE("an error in any thread ends the survey and comes out", "[merge]") {
     expect_error(ErrorKind::kInput, {"broken"}, [&] {
       score_networks(
           pattern, 50, threads, same,
-          [](ScriptModel&) -> std::vector<Evaluation> {
+          [](std::int64_t, ScriptModel&) -> std::vector<Evaluation> {
             throw Error(ErrorKind::kInput, "broken", "on purpose");
           },
           [&](std::int64_t, const auto&) { ++done; });
@@ -119,7 +119,8 @@ TEST_CASE("an error in any thread ends the survey and comes out", "[merge]") {
     CHECK(done == 0);
     expect_error(ErrorKind::kOutput, {"disk"}, [&] {
       score_networks(
-          pattern, 50, threads, same, [](ScriptModel&) { return std::vector<Evaluation>(1); },
+          pattern, 50, threads, same,
+          [](std::int64_t, ScriptModel&) { return std::vector<Evaluation>(1); },
           [](std::int64_t, const auto&) { throw Error(ErrorKind::kOutput, "disk", "full"); });
     });
   }
