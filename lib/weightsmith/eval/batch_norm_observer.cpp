@@ -1,6 +1,9 @@
 #include "weightsmith/eval/batch_norm_observer.h"
 
+#include <ATen/Functions.h>
 #include <torch/csrc/jit/ir/ir.h>
+
+#include "weightsmith/core/error.h"
 
 namespace weightsmith {
 
@@ -13,6 +16,7 @@ void BatchNormObserver::before(std::size_t number, std::vector<c10::IValue>& inp
   if (!layer.running_mean.defined()) {
     layer.running_mean = running_mean;
     layer.running_var = inputs[4].toTensor();
+    layer.number = number;
   }
   layer.inputs.add(inputs[0].toTensor(), 1);
   inputs[3] = c10::IValue();
@@ -21,6 +25,15 @@ void BatchNormObserver::before(std::size_t number, std::vector<c10::IValue>& inp
 }
 
 void BatchNormObserver::store() const {
+  const Layer* broken = nullptr;  // the first one: those behind it follow
+  for (const auto& [key, layer] : layers_)
+    if (!at::isfinite(layer.inputs.variance()).all().item<bool>() &&
+        (broken == nullptr || layer.number < broken->number))
+      broken = &layer;
+  if (broken != nullptr)
+    throw Error(ErrorKind::kNumeric, graph_.describe(broken->number),
+                "its inputs are not finite, so they have no mean and variance",
+                "check the data and its normalisation, and the layers before it");
   for (const auto& [key, layer] : layers_) {
     layer.running_mean.copy_(layer.inputs.mean());
     layer.running_var.copy_(layer.inputs.unbiased_variance());

@@ -17,7 +17,8 @@ class BatchNormObserver final : public NodeObserver {
   void before(std::size_t number, std::vector<c10::IValue>& inputs) override;
 
   std::int64_t layers() const { return static_cast<std::int64_t>(layers_.size()); }
-  /// Writes mean and unbiased variance of all inputs so far into the network's buffers.
+  /// Writes mean and unbiased variance of all inputs so far into the network's buffers. Throws
+  /// Error{kNumeric} naming the first layer whose inputs were not finite; nothing is written then.
   void store() const;
 
  private:
@@ -25,6 +26,7 @@ class BatchNormObserver final : public NodeObserver {
     at::Tensor running_mean;  // of the network
     at::Tensor running_var;
     ChannelMoments inputs;
+    std::size_t number = 0;  // of its node
   };
 
   const FlatGraph& graph_;

@@ -54,7 +54,7 @@ class AffineObserver final : public NodeObserver {
       : graph_(graph), batch_norm_(graph), targets_(targets) {
     for (const AffineLayer& layer : layers) {
       const at::Tensor& bias = parameters.at(layer.bias);
-      layers_[bias.unsafeGetTensorImpl()] = {&layer, parameters.at(layer.weight).dim(), {}};
+      layers_[bias.unsafeGetTensorImpl()] = {&layer, parameters.at(layer.weight).dim(), 0, {}};
     }
   }
 
@@ -79,6 +79,7 @@ class AffineObserver final : public NodeObserver {
   /// Throws for a layer that was never seen.
   OutputMoments moments(const std::string& where) const {
     OutputMoments result;
+    const Seen* broken = nullptr;  // the first one: those behind it follow
     for (const auto& [key, seen] : layers_) {
       if (seen.moments.count() == 0)
         throw Error(
@@ -86,7 +87,15 @@ class AffineObserver final : public NodeObserver {
             fmt::format("the network does not add {} to a layer's outputs", seen.layer->bias),
             "set normalization.mode to reset or none");
       result[seen.layer->bias] = {seen.moments.mean().cpu(), seen.moments.variance().sqrt().cpu()};
+      if (!at::isfinite(result[seen.layer->bias].deviation).all().item<bool>() &&
+          (broken == nullptr || seen.number < broken->number))
+        broken = &seen;
     }
+    if (broken != nullptr)
+      throw Error(
+          ErrorKind::kNumeric, where,
+          fmt::format("the outputs that {} is added to are not finite", broken->layer->bias),
+          "check the weights, the data and its normalisation");
     return result;
   }
 
@@ -96,6 +105,7 @@ class AffineObserver final : public NodeObserver {
   struct Seen {
     const AffineLayer* layer = nullptr;
     std::int64_t weight_dims = 0;
+    std::size_t number = 0;  // of the node that adds the bias
     ChannelMoments moments;
   };
 
@@ -114,6 +124,7 @@ class AffineObserver final : public NodeObserver {
                   fmt::format("adds {} of {} units to an output of {}", seen.layer->bias, units,
                               output.size(axis)),
                   "set normalization.mode to reset or none");
+    if (seen.moments.count() == 0) seen.number = number;
     seen.moments.add(output, axis);
     if (targets_ == nullptr) return;
     ChannelMoments batch;
@@ -152,7 +163,7 @@ std::vector<AffineLayer> affine_layers(const UnitGroups& groups, const TensorMap
   std::vector<AffineLayer> layers;
   std::set<std::string> taken;
   for (const UnitGroup& group : groups.groups) {
-    if (group.members.empty()) continue;  // only orders the blocks of others
+    if (group.members.empty()) continue;                // only orders the blocks of others
     std::map<std::string, const GroupMember*> weights;  // by layer
     std::set<std::string> biases;
     bool has_norm = false;

@@ -43,7 +43,8 @@ struct LayerMoments {
 using OutputMoments = std::map<std::string, LayerMoments>;
 
 /// Measures a network, in eval mode, on all of `data`. Throws Error{kInput} naming the network and
-/// a layer that is never run, or whose bias the network uses in a way that is not understood.
+/// a layer that is never run, or whose bias the network uses in a way that is not understood,
+/// Error{kNumeric} naming a bias where outputs are not finite.
 OutputMoments output_moments(ScriptModel& model, const std::vector<AffineLayer>& layers,
                              const Dataset& data, std::int64_t batch_size, at::Device device,
                              Progress& progress);

@@ -408,8 +408,9 @@ class GraphRunner::Frame {
     } catch (const c10::Error& e) {
       const std::string what = e.what_without_backtrace();
       const bool memory = is_out_of_memory(what);
-      throw Error(memory ? ErrorKind::kNumeric : ErrorKind::kInput, place(), what,
-                  memory ? "use smaller batches" : "");
+      throw Error(
+          memory ? ErrorKind::kNumeric : ErrorKind::kInput, place(), what,
+          memory ? "use smaller batches" : "give inputs of the shape that the network takes");
     } catch (const std::exception& e) {
       throw Error(ErrorKind::kInput, place(), e.what());
     }

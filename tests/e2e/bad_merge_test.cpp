@@ -1,0 +1,219 @@
+// What mudsc-merge says of data and networks that are sound as files but cannot be merged so, and
+// what it makes of units that say nothing.
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <catch2/catch.hpp>
+#include <limits>
+
+#include "support/files.h"
+#include "support/temporary_folder.h"
+#include "tools.h"
+#include "weightsmith/tensor/safetensors.h"
+
+using namespace weightsmith;
+using namespace weightsmith::testing;
+using nlohmann::json;
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+/// A data set of float images and labels, named in a configuration.
+json data_set(const fs::path& path, const at::Tensor& images, const at::Tensor& labels) {
+  write_safetensors(path, {{"images", images}, {"labels", labels}}, {{"classes", "10"}});
+  return {{"format", "tensors"}, {"path", path.string()}};
+}
+
+json any_data(const fs::path& path, const std::vector<std::int64_t>& shape = {40, 1, 8, 8}) {
+  at::manual_seed(1);
+  return data_set(path, at::rand(shape), at::arange(shape[0], at::kLong).remainder(10));
+}
+
+json bad_merge_of(const TemporaryFolder& folder, const std::string& name, const json& options) {
+  return {{"models",
+           {save_builtin(folder / "a.pt", name, options, 1).string(),
+            save_builtin(folder / "b.pt", name, options, 2).string()}},
+          {"activations", {{"data", any_data(folder / "data.safetensors")}}}};
+}
+
+ProgramResult try_merge(const TemporaryFolder& folder, const json& config) {
+  return mudsc_merge({"--config", write_config(folder / "merge.json", config), "--out",
+                      (folder / "out").string(), "--quiet", "--overwrite"});
+}
+
+void check_unmergeable(const TemporaryFolder& folder, const json& config, int code,
+                       const std::vector<std::string>& parts) {
+  check_failure(try_merge(folder, config), "mudsc-merge", code, parts);
+  check_nothing_half_written(folder / "out");
+  CHECK_FALSE(fs::exists(folder / "out" / "merged.pt"));
+}
+
+/// Changes tensors of a saved network.
+template <class Change>
+void change_archive(const fs::path& path, const Change& change) {
+  const at::NoGradGuard no_grad;
+  ScriptModel model = load_archive(path);
+  const TensorMap state = model.state_dict();
+  change(state);
+  model.save(path);
+}
+
+void check_all_finite(const fs::path& archive) {
+  for (const auto& [name, tensor] : load_archive(archive).state_dict()) {
+    INFO(name);
+    CHECK(at::isfinite(tensor).all().item<bool>());
+  }
+}
+
+const json kSmallPerceptron = {{"hidden", {12, 12}}};
+
+}  // namespace
+
+TEST_CASE("activations that are not finite end with 5 and name the layer") {
+  const TemporaryFolder folder;
+  at::manual_seed(1);
+  at::Tensor images = at::rand({40, 1, 8, 8});
+  images[17][0][3][3] = kNaN;
+  const json broken = data_set(folder / "broken.safetensors", images, at::zeros({40}, at::kLong));
+  json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
+  config["activations"]["data"] = broken;
+  check_unmergeable(folder, config, 5, {"fc2.weight/input", "model 0"});
+
+  // Finite weights whose products overflow.
+  config = bad_merge_of(folder, "mlp", kSmallPerceptron);
+  for (const char* layer : {"fc1", "fc2"})
+    change_archive(folder / "b.pt", [&](const TensorMap& state) {
+      state.at(std::string(layer) + ".weight").fill_(1e22F);
+    });
+  check_unmergeable(folder, config, 5, {"fc2.weight/input", "model 1", "too large"});
+
+  // Batch norms and REPAIR measure before anything is compared: the first layer that sees it is
+  // named.
+  config = bad_merge_of(folder, "convnet", {{"width", 4}});
+  config["method"] = "average";
+  config["activations"]["data"] = broken;
+  check_unmergeable(folder, config, 5, {"batch_norm", "bn1", "not finite"});
+  config = bad_merge_of(folder, "convnet", {{"width", 4}, {"norm", "none"}});
+  config["method"] = "average";
+  config["normalization"] = {{"mode", "repair"}, {"data", broken}};
+  check_unmergeable(folder, config, 5, {"a.pt", "conv1.bias", "not finite"});
+}
+
+TEST_CASE("activation data of the wrong shape are refused before anything is written") {
+  const TemporaryFolder folder;
+  json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
+  config["activations"]["data"] = any_data(folder / "wide.safetensors", {40, 1, 8, 9});
+  check_unmergeable(folder, config, 3, {"a.pt", "fc1", "2x72 and 64x12"});
+  CHECK_FALSE(fs::exists(folder / "out"));
+  config = bad_merge_of(folder, "convnet", {{"width", 4}});
+  config["activations"]["data"] = any_data(folder / "colour.safetensors", {40, 3, 8, 8});
+  check_unmergeable(folder, config, 3, {"a.pt", "conv1", "[2, 3, 8, 8]"});
+  config["activations"]["data"] = any_data(folder / "flat.safetensors", {40, 64});
+  check_unmergeable(folder, config, 3, {"a.pt", "conv1", "[2, 64]"});
+  CHECK_FALSE(fs::exists(folder / "out"));
+}
+
+TEST_CASE("evaluation sets that nothing can be scored on are refused") {
+  const TemporaryFolder folder;
+  json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
+  at::manual_seed(2);
+  const json few = data_set(folder / "few.safetensors", at::rand({20, 1, 8, 8}),
+                            at::arange(20, at::kLong).remainder(3));
+  config["evaluation"]["sets"] = {{{"name", "all"}, {"data", few}}};
+  config["evaluation"]["sets"][0]["data"]["classes"] = {0, 7};
+  check_unmergeable(folder, config, 3, {"few.safetensors", "class 7 has no sample"});
+  CHECK_FALSE(fs::exists(folder / "out"));
+
+  config["evaluation"]["sets"][0]["data"].erase("classes");
+  config["evaluation"]["objective"] = {{"type", "embedding"}, {"embeddings", "names.safetensors"}};
+  write_safetensors(folder / "names.safetensors", {{"embeddings", at::rand({10, 12})}});
+  check_unmergeable(folder, config, 3, {"outputs have shape [2, 10], expected (B, 12)"});
+  write_safetensors(folder / "names.safetensors", {{"embeddings", at::rand({9, 10})}});
+  check_unmergeable(folder, config, 3, {"names.safetensors", "[9, 10]", "10 classes"});
+  CHECK_FALSE(fs::exists(folder / "out"));
+}
+
+TEST_CASE("dead and constant units are matched with what is left") {
+  const TemporaryFolder folder;
+  for (const char* archive : {"a.pt", "b.pt"}) {
+    INFO(archive);
+    json config = bad_merge_of(folder, "convnet", {{"width", 4}});
+    // A unit that is never above zero, one without weights at all, one that is always the same.
+    change_archive(folder / archive, [](const TensorMap& state) {
+      state.at("bn1.bias")[0].fill_(-100);
+      state.at("conv2.weight")[1].zero_();
+      state.at("bn2.weight")[1].zero_();
+      state.at("bn2.bias")[1].zero_();
+      state.at("bn3.weight")[2].zero_();
+      state.at("bn3.bias")[2].fill_(50);
+    });
+    for (const char* method : {"align", "zip"})
+      for (const char* space : {"weight", "activation", "dual"})
+        for (const char* similarity : {"correlation", "cosine"}) {
+          INFO(method << " " << space << " " << similarity);
+          config["method"] = method;
+          config["space"] = space;
+          config["similarity"] = similarity;
+          summary_of(try_merge(folder, config));
+          check_all_finite(folder / "out" / "merged.pt");
+        }
+    config["normalization"] = {{"mode", "repair"}};
+    summary_of(try_merge(folder, config));
+    check_all_finite(folder / "out" / "merged.pt");
+  }
+}
+
+TEST_CASE("units that vary by 0.01 about 50 are told apart") {
+  const TemporaryFolder folder;
+  json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
+  change_archive(folder / "a.pt", [](const TensorMap& state) {
+    for (const char* layer : {"fc1", "fc2"}) {
+      at::manual_seed(3);
+      const at::Tensor weight = state.at(std::string(layer) + ".weight");
+      weight.copy_(at::randn_like(weight));
+      // Centred, so that the second layer sees the differences of the first layer's units.
+      weight.sub_(weight.mean(1, /*keepdim=*/true)).mul_(layer[2] == '1' ? 0.005 : 0.3);
+      state.at(std::string(layer) + ".bias").fill_(50);
+    }
+  });
+  REQUIRE(mudsc_merge({"explain", (folder / "a.pt").string(), "--permuted",
+                       (folder / "b.pt").string(), "--input", "2x1x8x8", "--quiet"})
+              .exit_code == 0);
+  const TensorMap wanted = load_archive(folder / "a.pt").state_dict();
+  CHECK_FALSE(at::equal(load_archive(folder / "b.pt").state_dict().at("fc2.weight"),
+                        wanted.at("fc2.weight")));
+  for (const char* method : {"align", "zip"}) {
+    INFO(method);
+    config["method"] = method;
+    config["space"] = "activation";
+    summary_of(try_merge(folder, config));
+    const TensorMap merged = load_archive(folder / "out" / "merged.pt").state_dict();
+    // The function of both, whichever order zip gives the slots.
+    const at::Tensor x = at::rand({16, 1, 8, 8});
+    const at::NoGradGuard no_grad;
+    CHECK(at::allclose(load_archive(folder / "out" / "merged.pt").forward(x),
+                       load_archive(folder / "a.pt").forward(x), 1e-4, 1e-2));
+    if (std::string(method) == "align")
+      for (const auto& [name, tensor] : wanted) CHECK(at::allclose(merged.at(name), tensor));
+  }
+}
+
+TEST_CASE("networks of different data types are named, whatever the types") {
+  const TemporaryFolder folder;
+  const json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
+  const auto convert = [&](const char* name, at::ScalarType type) {
+    ScriptModel model = load_archive(folder / name);
+    model.module().to(type);
+    model.save(folder / name);
+  };
+  convert("a.pt", at::kBFloat16);
+  check_unmergeable(folder, config, 3, {"b.pt", "fc1.weight: Float, there BFloat16"});
+  convert("b.pt", at::kHalf);
+  check_unmergeable(folder, config, 3, {"b.pt", "fc1.weight: Half, there BFloat16"});
+  convert("b.pt", at::kBFloat16);
+  summary_of(try_merge(folder, config));
+  CHECK(load_archive(folder / "out" / "merged.pt").state_dict().at("fc1.weight").scalar_type() ==
+        at::kBFloat16);
+}
