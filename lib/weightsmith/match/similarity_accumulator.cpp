@@ -16,6 +16,7 @@ namespace weightsmith {
 namespace {
 
 constexpr std::int64_t kPieceFloats = std::int64_t{16} << 20;  // 64 MB
+constexpr std::int64_t kStrip = 128;                           // rows, so that products stay large
 constexpr double kSmallestScale = 1e-7;                        // the authors' bound
 
 struct RowMoments {
@@ -156,9 +157,6 @@ void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
       const std::int64_t n = stack_.units(i);
       const std::int64_t m = stack_.units(j);
       if (n == 0 || m == 0) continue;
-      at::Tensor product = product_.narrow(0, 0, n * m).view({n, m});
-      at::mm_out(product, piece_of(i), piece_of(j).t());
-      const float* const found = product.data_ptr<float>();
       double* const total =
           products_.data_ptr<double>() +
           (all_pairs ? stack_.offset(i) * stride + stack_.offset(j) : (j - 1) * n * n);
@@ -166,17 +164,29 @@ void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
       const RowMoments* const rows_of_j = moments.data() + stack_.offset(j);
       const double* const distance_of_i = distance.data() + stack_.offset(i);
       const double* const distance_of_j = distance.data() + stack_.offset(j);
-      at::parallel_for(0, n, std::max<std::int64_t>(1, 32768 / m),
-                       [&](std::int64_t begin, std::int64_t end) {
-                         for (std::int64_t r = begin; r < end; ++r) {
-                           const double apart = weight * distance_of_i[r];
-                           const double off_centre = new_count * rows_of_i[r].residual;
-                           for (std::int64_t c = 0; c < m; ++c)
-                             total[r * stride + c] += static_cast<double>(found[r * m + c]) +
-                                                      apart * distance_of_j[c] -
-                                                      off_centre * rows_of_j[c].residual;
-                         }
-                       });
+      // Of a model with itself the part right of the diagonal is enough: strip by strip.
+      const std::int64_t strip = i == j ? std::max(kStrip, n / 8) : n;
+      for (std::int64_t top = 0; top < n; top += strip) {
+        const std::int64_t height = std::min(strip, n - top);
+        const std::int64_t left = i == j ? top : 0;
+        const std::int64_t width = m - left;
+        at::Tensor product = product_.narrow(0, 0, height * width).view({height, width});
+        at::mm_out(product, piece_of(i).narrow(0, top, height),
+                   piece_of(j).narrow(0, left, width).t());
+        const float* const found = product.data_ptr<float>();
+        at::parallel_for(top, top + height, std::max<std::int64_t>(1, 32768 / width),
+                         [&](std::int64_t begin, std::int64_t end) {
+                           for (std::int64_t r = begin; r < end; ++r) {
+                             const double apart = weight * distance_of_i[r];
+                             const double off_centre = new_count * rows_of_i[r].residual;
+                             const float* const row = found + (r - top) * width - left;
+                             for (std::int64_t c = left; c < m; ++c)
+                               total[r * stride + c] += static_cast<double>(row[c]) +
+                                                        apart * distance_of_j[c] -
+                                                        off_centre * rows_of_j[c].residual;
+                           }
+                         });
+      }
     }
   }
   count_ += length;

@@ -339,6 +339,50 @@ class Matcher {
   MatchResult result_;
 };
 
+/// Rows of members that wait to be added together: each addition goes over all pairs of units in
+/// double, whether it brings thousands of columns or a bias's one.
+class MemberRows {
+ public:
+  MemberRows(SimilarityAccumulator& to, const UnitStack& stack, Similarity::Scope scope)
+      : to_(to), stack_(stack), scope_(scope) {}
+
+  /// `rows`: (units, columns) of every model.
+  void add(std::vector<at::Tensor> rows, const std::string& parameter) {
+    columns_ += rows.front().size(1);
+    members_.emplace_back(std::move(rows), parameter);
+    if (columns_ >= kEnough) flush();
+  }
+
+  void flush() {
+    if (members_.empty()) return;
+    std::vector<at::Tensor> joined;
+    for (std::size_t i = 0; i < members_.front().first.size(); ++i) {
+      std::vector<at::Tensor> parts;
+      for (const auto& [rows, parameter] : members_) parts.push_back(rows[i]);
+      joined.push_back(parts.size() == 1 ? parts.front() : at::cat(parts, 1));
+    }
+    try {
+      to_.add(joined, 0, members_.front().second);
+    } catch (const Error&) {
+      // Which of them it is.
+      for (const auto& [rows, parameter] : members_)
+        SimilarityAccumulator(stack_, scope_).add(rows, 0, parameter);
+      throw;
+    }
+    members_.clear();
+    columns_ = 0;
+  }
+
+ private:
+  static constexpr std::int64_t kEnough = 4096;  // columns: the product then takes far longer
+
+  SimilarityAccumulator& to_;
+  const UnitStack& stack_;
+  Similarity::Scope scope_;
+  std::vector<std::pair<std::vector<at::Tensor>, std::string>> members_;
+  std::int64_t columns_ = 0;
+};
+
 }  // namespace
 
 Similarity weight_similarity(const NetworkStates& states, const UnitGroups& groups,
@@ -351,6 +395,7 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
   const UnitStack stack = stack_of(group, models);
   if (group.members.empty()) return no_similarity(stack, scope);
   SimilarityAccumulator similarity(stack, scope);
+  MemberRows pending(similarity, stack, scope);
   for (std::size_t m = 0; m < group.members.size(); ++m) {
     const GroupMember& member = group.members[m];
     if (states.buffers.contains(member.parameter)) continue;
@@ -374,8 +419,9 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
       }
       rows.push_back(unit_rows(tensor, *own, stack.units(i)));
     }
-    similarity.add(rows, 0, member.parameter);
+    pending.add(std::move(rows), member.parameter);
   }
+  pending.flush();
   // Buffers say nothing, and what reaches groups not matched yet may be left out.
   if (similarity.count() == 0) return no_similarity(stack, scope);
   const std::string where = "weights of group " + group.name;
