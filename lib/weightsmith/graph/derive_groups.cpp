@@ -50,10 +50,8 @@ struct Seat {
 /// Makes members and taps of groups of labels.
 class GroupAssembler {
  public:
-  GroupAssembler(const FlatGraph& graph, const UnitFlow& flow, const LabelStore& store,
-                 const UnitPartition& partition)
-      : graph_(graph),
-        flow_(flow),
+  GroupAssembler(const UnitFlow& flow, const LabelStore& store, const UnitPartition& partition)
+      : flow_(flow),
         store_(store),
         partition_(partition),
         seats_(static_cast<std::size_t>(store.count()) + 1) {
@@ -285,7 +283,6 @@ class GroupAssembler {
     WS_CHECK(false, name);
   }
 
-  const FlatGraph& graph_;
   const UnitFlow& flow_;
   const LabelStore& store_;
   const UnitPartition& partition_;
@@ -352,7 +349,7 @@ GroupDerivation derive_unit_groups(const torch::jit::Module& module, const std::
   flow.finish(runner.run(inputs, &flow));
   const UnitPartition partition = partition_units(flow, flow.store());
   GroupDerivation result;
-  result.groups = GroupAssembler(runner.graph(), flow, flow.store(), partition).run();
+  result.groups = GroupAssembler(flow, flow.store(), partition).run();
   result.free_units = partition.free_units;
   result.pinned_units = static_cast<std::int64_t>(partition.pinned.size());
   result.output_units = partition.output_units;
