@@ -179,9 +179,9 @@ void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
                            for (std::int64_t r = begin; r < end; ++r) {
                              const double apart = weight * distance_of_i[r];
                              const double off_centre = new_count * rows_of_i[r].residual;
-                             const float* const row = found + (r - top) * width - left;
+                             const float* const row = found + (r - top) * width;
                              for (std::int64_t c = left; c < m; ++c)
-                               total[r * stride + c] += static_cast<double>(row[c]) +
+                               total[r * stride + c] += static_cast<double>(row[c - left]) +
                                                         apart * distance_of_j[c] -
                                                         off_centre * rows_of_j[c].residual;
                            }
