@@ -49,11 +49,12 @@ std::optional<json> finished_run(const fs::path& out, const RunFolderFlags& flag
   if (flags.resume) {
     const json before = read_own_json(out / "config.json");
     const std::string key = first_difference(before, config);
-    if (!key.empty() && flags.extends && flags.extends(before, config)) return std::nullopt;
-    if (!key.empty())
+    if (!key.empty()) {
+      if (flags.extends && flags.extends(before, config)) return std::nullopt;
       throw Error(ErrorKind::kConfig, out.string(),
                   fmt::format("holds a finished run of another configuration: \"{}\" differs", key),
                   "choose another --out, or --overwrite");
+    }
     json summary = read_own_json(results);
     spdlog::info("{} holds this run already: nothing to do", out.string());
     return summary;

@@ -53,10 +53,11 @@ void MergeRun::load_models() {
 /// Integers and booleans pick, order or mask; they have no mean. A single number may be a counter.
 void MergeRun::check_integer_buffers() {
   const TensorMap first = models_.front().buffers();
-  for (const auto& [name, tensor] : first) {
-    if (tensor.is_floating_point() || name.ends_with("num_batches_tracked")) continue;
-    for (std::size_t i = 1; i < models_.size(); ++i) {
-      if (at::equal(models_[i].buffers().at(name), tensor)) continue;
+  for (std::size_t i = 1; i < models_.size(); ++i) {
+    const TensorMap own = models_[i].buffers();
+    for (const auto& [name, tensor] : first) {
+      if (tensor.is_floating_point() || name.ends_with("num_batches_tracked")) continue;
+      if (at::equal(own.at(name), tensor)) continue;
       if (tensor.numel() > 1)
         throw Error(ErrorKind::kInput, models_[i].where(),
                     fmt::format("its buffer {} of type {} differs from that of {}", name,

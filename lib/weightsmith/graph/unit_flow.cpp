@@ -222,6 +222,12 @@ void UnitFlow::consume(const TensorLabels& operand, const std::vector<std::int64
   }
 }
 
+bool UnitFlow::distinguish_all(const TensorLabels& labels, Cause cause) {
+  std::vector<std::int64_t> all(labels.rank());
+  std::iota(all.begin(), all.end(), 0);
+  return algebra_.distinguish(labels, all, cause);
+}
+
 bool UnitFlow::is_chosen(const torch::jit::Value* value) const {
   if (chosen_.contains(value)) return true;
   const torch::jit::Node* block_start = value->node();
@@ -249,9 +255,7 @@ bool UnitFlow::follow_numbers(const torch::jit::Node* node, const std::vector<c1
       const TensorLabels labels = labels_of(tensor);
       if (labels.is_static) continue;
       chosen = true;
-      std::vector<std::int64_t> all(labels.rank());
-      std::iota(all.begin(), all.end(), 0);
-      algebra_.distinguish(labels, all, Cause::kOrder);
+      distinguish_all(labels, Cause::kOrder);
     }
   }
   if (chosen)
@@ -270,9 +274,7 @@ void UnitFlow::hold_what_is_indexed(const torch::jit::Node* node,
   if (!is_indexed) return;
   for (const at::Tensor& tensor : tensors_in(inputs)) {
     const TensorLabels labels = labels_of(tensor);
-    std::vector<std::int64_t> all(labels.rank());
-    std::iota(all.begin(), all.end(), 0);
-    if (!labels.is_static) algebra_.distinguish(labels, all, Cause::kOrder);
+    if (!labels.is_static) distinguish_all(labels, Cause::kOrder);
   }
 }
 
@@ -323,11 +325,7 @@ void UnitFlow::after(std::size_t number, const std::vector<c10::IValue>& inputs,
     (*rule)(call);
   } else {
     bool met = false;
-    for (TensorLabels& labels : known) {
-      std::vector<std::int64_t> all(labels.rank());
-      std::iota(all.begin(), all.end(), 0);
-      met |= algebra_.distinguish(labels, all, Cause::kOperator);
-    }
+    for (const TensorLabels& labels : known) met |= distinguish_all(labels, Cause::kOperator);
     if (met) ++unknown_[number];
   }
   const bool from_parameters = std::all_of(
@@ -343,9 +341,7 @@ void UnitFlow::after(std::size_t number, const std::vector<c10::IValue>& inputs,
 void UnitFlow::finish(const c10::IValue& outputs) {
   for (const at::Tensor& tensor : tensors_in(outputs)) {
     const TensorLabels labels = labels_of(tensor);
-    std::vector<std::int64_t> all(labels.rank());
-    std::iota(all.begin(), all.end(), 0);
-    algebra_.distinguish(labels, all, Cause::kOutput);
+    distinguish_all(labels, Cause::kOutput);
     for (const Label label : labels.alone)
       if (label != 0)
         store_.distinguish({{0}, at::full({1}, label, at::kLong)}, {0}, {Cause::kOutput, 0});

@@ -104,6 +104,8 @@ class UnitFlow : public NodeObserver {
                   std::size_t output);
   /// The parameter that a tensor is, by itself.
   const FlowParameter* parameter(const at::Tensor& tensor) const;
+  /// LabelAlgebra::distinguish, along every dimension.
+  bool distinguish_all(const TensorLabels& labels, Cause cause);
   /// Whether a value that is no tensor was computed from what tensors hold, constants apart. Of
   /// those that the network was not run on it may be another one.
   bool is_chosen(const torch::jit::Value* value) const;

@@ -110,12 +110,10 @@ std::pair<nlohmann::json, bool> run_result(
   return {std::move(result), false};
 }
 
-/// The networks of all seeds together, on the test data.
-Evaluation ensemble_score(const TrainConfig& config, std::size_t method,
-                          const TrainOptions& options, Progress& progress) {
-  const TrainData data = load_train_data(config.data, config.seeds.front());
-  Objective objective = training_objective(config.objective, data);
-  objective.to(options.device);
+/// The networks of all seeds together.
+Evaluation ensemble_score(const TrainConfig& config, std::size_t method, const Dataset& test,
+                          const Objective& objective, const TrainOptions& options,
+                          Progress& progress) {
   std::vector<ScriptModel> networks;
   std::vector<ScriptModel*> pointers;
   networks.reserve(config.seeds.size());
@@ -124,7 +122,7 @@ Evaluation ensemble_score(const TrainConfig& config, std::size_t method,
         &networks.emplace_back(trained_network(run_config(config, method, seed), options)));
   EvaluationOptions evaluation;
   evaluation.device = options.device;
-  return evaluate_ensemble(pointers, *data.test, objective, evaluation, progress);
+  return evaluate_ensemble(pointers, test, objective, evaluation, progress);
 }
 
 nlohmann::json or_null(const std::optional<double>& value) {
@@ -152,6 +150,16 @@ struct Scores {
   std::vector<nlohmann::json> flatness;  // one a run, where it is measured
   std::optional<Evaluation> ensemble;
 };
+
+/// Fills in what the networks of all seeds of a method score together on the test data.
+void score_ensembles(const TrainConfig& config, const TrainOptions& options, Progress& progress,
+                     std::vector<Scores>& all) {
+  const TrainData data = load_train_data(config.data, config.seeds.front());
+  Objective objective = training_objective(config.objective, data);
+  objective.to(options.device);
+  for (std::size_t m = 0; m < all.size(); ++m)
+    all[m].ensemble = ensemble_score(config, m, *data.test, objective, options, progress);
+}
 
 /// Means of the runs' figures; null where a run's is.
 nlohmann::json mean_flatness(const std::vector<nlohmann::json>& runs) {
@@ -283,10 +291,9 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
                    fmt::format("{}", result.at("train_loss").get<double>()),
                    std::to_string(own_steps), is_reused ? "yes" : "no"});
     }
-    if (config.data.test && config.seeds.size() > 1)
-      scores.ensemble = ensemble_score(config, m, options, progress);
   }
   if (!announced) announce({});
+  if (config.data.test && config.seeds.size() > 1) score_ensembles(config, options, progress, all);
 
   nlohmann::json comparison = {
       {"scored_on", scored_on},
