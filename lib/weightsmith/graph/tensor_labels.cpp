@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <set>
 
 #include "weightsmith/core/error.h"
 
@@ -366,6 +367,8 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     for (const LabelArray& b : x.arrays)
       may_share |= &a != &b && !intersection(a.dims, b.dims).empty();
   const std::vector<TensorLabels> empty = results;
+  // Of every result's arrays, which of x's they come from.
+  std::vector<std::vector<std::size_t>> origins(results.size());
   std::vector<Label> alone;  // labels that leave their neighbours behind
   for (std::size_t a = 0; a < x.arrays.size(); ++a) {
     const LabelArray array = x.arrays[a];
@@ -375,7 +378,7 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
     const at::Tensor all = array.labels.to(at::kDouble).reshape(view).expand(x.shape);
     const std::vector<at::Tensor> moved = move(all);
     WS_CHECK(moved.size() == results.size());
-    bool collides = false;
+    std::set<std::size_t> colliding;
     for (std::size_t i = 0; i < moved.size(); ++i) {
       LabelArray kept = essential(moved[i]);
       if (kept.dims.empty()) {
@@ -385,25 +388,33 @@ std::vector<TensorLabels> LabelAlgebra::rearrange(
         }
         continue;
       }
-      for (const LabelArray& other : results[i].arrays)
-        collides |=
-            !intersection(other.dims, kept.dims).empty() && !(may_share && agree(other, kept));
+      for (std::size_t o = 0; o < origins[i].size(); ++o) {
+        const LabelArray& other = results[i].arrays[o];
+        if (!intersection(other.dims, kept.dims).empty() && !(may_share && agree(other, kept)))
+          colliding.insert(origins[i][o]);
+      }
       results[i].arrays.push_back(std::move(kept));
+      origins[i].push_back(a);
     }
-    if (!collides) continue;
+    if (colliding.empty()) continue;
     // Dimensions that become one (flattened tokens and units, a diagonal) carry labels jointly from
     // the start: then every element is followed by itself.
+    colliding.insert(a);
     TensorLabels labelled = x;
-    labelled.arrays.resize(a + 1);
+    labelled.arrays.clear();
     Dims dims;
-    for (const LabelArray& part : labelled.arrays)
-      dims.insert(dims.end(), part.dims.begin(), part.dims.end());
+    for (const std::size_t c : colliding) {
+      labelled.arrays.push_back(x.arrays[c]);
+      dims.insert(dims.end(), x.arrays[c].dims.begin(), x.arrays[c].dims.end());
+    }
     std::sort(dims.begin(), dims.end());
     dims.erase(std::unique(dims.begin(), dims.end()), dims.end());
     const LabelArray joint = join(labelled, dims, Cause::kInput);
-    x.arrays.erase(x.arrays.begin(), x.arrays.begin() + static_cast<std::ptrdiff_t>(a) + 1);
+    for (auto c = colliding.rbegin(); c != colliding.rend(); ++c)
+      x.arrays.erase(x.arrays.begin() + static_cast<std::ptrdiff_t>(*c));
     x.arrays.insert(x.arrays.begin(), joint);
     results = empty;
+    origins.assign(results.size(), {});
     alone.clear();
     a = static_cast<std::size_t>(-1);  // from the first again
   }

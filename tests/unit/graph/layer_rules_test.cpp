@@ -214,6 +214,26 @@ y = y.flatten(1)
   }
 }
 
+TEST_CASE("the spectral norm of a convolution's flattened weight leaves its units free",
+          "[operator_rules]") {
+  at::manual_seed(5);
+  // The vectors of the power iteration move with the rows and the columns.
+  check({{"a.weight", {4, 3, 3, 3}},
+         {"b.weight", {6, 4, 3, 3}},
+         {"b.weight_u", {6}},
+         {"b.weight_v", {36}},
+         {"c.weight", {2, 6, 1, 1}}},
+        R"(h = torch.conv2d(x, self.a.weight, None, [1, 1], [1, 1]).relu()
+sigma = torch.dot(self.b.weight_u, torch.mv(self.b.weight.reshape(6, -1), self.b.weight_v))
+y = torch.conv2d(h, self.b.weight / sigma, None, [1, 1], [1, 1]).relu()
+return torch.conv2d(y, self.c.weight)
+)",
+        images(),
+        {10,
+         0,
+         {"a 4: a.weight@0 b.weight@1 b.weight_v@0", "b 6: b.weight@0 b.weight_u@0 c.weight@1"}});
+}
+
 TEST_CASE("embeddings", "[operator_rules]") {
   at::manual_seed(10);
   const at::Tensor words = at::randint(10, {3, 4}, at::kLong);
