@@ -7,6 +7,7 @@
 #include "support/files.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
+#include "weightsmith/core/blas_kernels.h"
 
 using namespace weightsmith;
 using namespace weightsmith::testing;
@@ -56,6 +57,24 @@ TEST_CASE("--help and --version") {
              Catch::Matches("lookaround-train \\(weightsmith\\) [0-9]+\\.[0-9]+\\.[0-9]+\n"
                             "git [^\n]+, LibTorch [0-9.]+[^\n]*\n"));
   CHECK_THAT(printed(mudsc_merge({"--version"})), Catch::StartsWith("mudsc-merge (weightsmith) "));
+}
+
+TEST_CASE("no tool computes with OpenBLAS's oldest kernels on a processor that can do better") {
+  const VectorUnits has = vector_units();
+  if (!has.avx2 || std::getenv("OPENBLAS_CORETYPE") != nullptr || blas_kernels().empty()) {
+    WARN("nothing to choose from here");
+    return;
+  }
+  ProgramOptions options;
+  options.environment["OPENBLAS_VERBOSE"] = "2";  // says which kernels it took
+  const ProgramResult result = mudsc_merge({"--version"}, options);
+  CHECK(result.exit_code == 0);
+  CHECK_THAT(result.out, Catch::StartsWith("mudsc-merge (weightsmith) "));
+  const std::string said = result.out + result.err;
+  const std::size_t last = said.rfind("Core: ");
+  INFO(said);
+  REQUIRE(last != std::string::npos);
+  CHECK(said.substr(last + 6, 8) != "Prescott");
 }
 
 TEST_CASE("--print-schema is the schema in one document") {

@@ -19,6 +19,7 @@
 #include "common/terminal_progress.h"
 #include "weightsmith/config/config_file.h"
 #include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/blas_kernels.h"
 #include "weightsmith/core/sha256.h"
 #include "weightsmith/core/stop.h"
 #include "weightsmith/core/threads.h"
@@ -338,6 +339,7 @@ int guarded(const ToolAbout& about, const Flags& flags, const std::function<void
 
 int run_tool_body(int argc, char** argv, const ToolAbout& about, const ToolBody& body,
                   const std::vector<Command>& commands) {
+  restart_with_better_blas_kernels(argv);
   hold_standard_streams();
   CLI::App app(about.description, about.name);
   Flags flags;

@@ -1,4 +1,5 @@
 #include "weightsmith/core/run_record.h"
+#include "weightsmith/core/blas_kernels.h"
 
 #include <spdlog/fmt/chrono.h>
 #include <spdlog/fmt/fmt.h>
@@ -7,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "weightsmith/core/blas_kernels.h"
 #include "weightsmith/core/sha256.h"
 #include "weightsmith/core/version.h"
 
@@ -56,6 +58,7 @@ nlohmann::json RunRecord::to_json() const {
       {"version", version()},
       {"git_revision", git_revision()},
       {"libtorch_version", libtorch_version()},
+      {"blas_kernels", blas_kernels()},
       {"device", device_},
       {"threads", threads_},
       {"seed", seed_},
