@@ -128,7 +128,7 @@ int main(int argc, char** argv) {
   keep_freed_memory();
   at::set_num_threads(argc > 2 ? std::atoi(argv[2]) : 2);
   const at::NoGradGuard no_grad;
-  const nlohmann::json options = builtin_options("resnet50", {});
+  const nlohmann::json options = builtin_options("resnet50", {{"stem", "imagenet"}});
   std::vector<ScriptModel> models;
   for (const std::uint64_t seed : {1, 2})
     models.emplace_back(build_builtin("resnet50", options, seed), fmt::format("resnet50-{}", seed));

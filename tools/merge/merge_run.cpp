@@ -17,6 +17,7 @@
 #include "weightsmith/merge/widths.h"
 #include "weightsmith/model/batch_norms.h"
 #include "weightsmith/model/example_input.h"
+#include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -24,6 +25,7 @@ namespace weightsmith {
 using nlohmann::json;
 
 void MergeRun::load_models() {
+  keep_freed_memory();
   Phase phase(run_.progress(), "load models", static_cast<std::int64_t>(config_.models.size()),
               "models");
   LoadOptions options;

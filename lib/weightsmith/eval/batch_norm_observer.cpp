@@ -18,10 +18,13 @@ void BatchNormObserver::before(std::size_t number, std::vector<c10::IValue>& inp
     layer.running_var = inputs[4].toTensor();
     layer.number = number;
   }
-  layer.inputs.add(inputs[0].toTensor(), 1);
-  inputs[3] = c10::IValue();
-  inputs[4] = c10::IValue();
-  inputs[5] = true;
+  const at::Tensor& input = inputs[0].toTensor();
+  const ChannelMoments batch = ChannelMoments::of(input, 1);
+  layer.inputs.add(batch);
+  // Given the batch's own statistics, the operator need not find them again.
+  inputs[3] = batch.mean().to(layer.running_mean.options());
+  inputs[4] = batch.variance().to(layer.running_var.options());
+  inputs[5] = false;
 }
 
 void BatchNormObserver::store() const {

@@ -9,10 +9,14 @@ namespace weightsmith {
 /// Mean and variance of a tensor's channels, over values that arrive in batches of any size.
 class ChannelMoments {
  public:
-  /// `channel_dim` is not negative; the other dimensions are observations. Batches are merged in
-  /// double, exactly (Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The
-  /// American Statistician 37(3), 1983, equation 2.1).
-  void add(const at::Tensor& values, std::int64_t channel_dim);
+  /// Of one batch: first the mean, then the squares about it, in double. `values` is real;
+  /// `channel_dim` is not negative, and the other dimensions are observations. On the CPU with the
+  /// threads of at::get_num_threads, whatever their number to the same bits.
+  static ChannelMoments of(const at::Tensor& values, std::int64_t channel_dim);
+
+  /// Merges batches in double, exactly (Chan, Golub, LeVeque, "Algorithms for computing the sample
+  /// variance", The American Statistician 37(3), 1983, equation 2.1).
+  void add(const ChannelMoments& batch);
 
   /// Observations of a channel so far.
   double count() const { return count_; }

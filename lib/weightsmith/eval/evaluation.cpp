@@ -105,7 +105,7 @@ class RegressionSums {
     elements_ = residuals.size(1);
     squared_.add(residuals.to(at::kDouble).square().mean(1));
     absolute_.add(residuals.to(at::kDouble).abs().mean(1));
-    targets_.add(targets, 1);
+    targets_.add(ChannelMoments::of(targets, 1));
   }
 
   Evaluation result() const {

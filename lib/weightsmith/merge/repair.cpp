@@ -125,10 +125,9 @@ class AffineObserver final : public NodeObserver {
                               output.size(axis)),
                   "set normalization.mode to reset or none");
     if (seen.moments.count() == 0) seen.number = number;
-    seen.moments.add(output, axis);
+    const ChannelMoments batch = ChannelMoments::of(output, axis);
+    seen.moments.add(batch);
     if (targets_ == nullptr) return;
-    ChannelMoments batch;
-    batch.add(output, axis);
     const LayerMoments& target = targets_->at(seen.layer->bias);
     std::vector<std::int64_t> shape(output.dim(), 1);
     shape[axis] = units;
