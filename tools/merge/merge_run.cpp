@@ -25,7 +25,6 @@ namespace weightsmith {
 using nlohmann::json;
 
 void MergeRun::load_models() {
-  keep_freed_memory();
   Phase phase(run_.progress(), "load models", static_cast<std::int64_t>(config_.models.size()),
               "models");
   LoadOptions options;
@@ -203,6 +202,8 @@ void MergeRun::load_data() {
 }
 
 void MergeRun::try_out() {
+  // From here on batches repeat; what the proof took in double is handed back before.
+  keep_freed_memory();
   const Phase phase(run_.progress(), "try out");
   const at::NoGradGuard no_grad;
   const at::Device device = run_.settings().device;

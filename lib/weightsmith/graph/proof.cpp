@@ -194,24 +194,14 @@ class Subject {
   /// The outputs with units permuted; `left_out` names a member that is forgotten.
   std::vector<at::Tensor> run_permuted(const UnitOrders& orders,
                                        std::optional<MemberIndex> left_out = std::nullopt) {
-    const TensorMap after = permuted_state(state_, groups_, orders, left_out);
-    TensorMap before;
-    for (const auto& [name, tensor] : after) before[name] = state_.at(name).detach().clone();
-    write(after);
-    std::vector<at::Tensor> outputs = run();
-    write(before);
-    return outputs;
+    return run_with(permuted_state(state_, groups_, orders, left_out));
   }
 
   /// The outputs with every value of one parameter changed at random.
   std::vector<at::Tensor> run_disturbed(const std::string& parameter, std::uint64_t seed) {
     const at::Tensor& value = state_.at(parameter);
-    const TensorMap before{{parameter, value.detach().clone()}};
     const at::Generator generator = at::detail::createCPUGenerator(seed);
-    write({{parameter, disturbed(value, 0.2, generator)}});
-    std::vector<at::Tensor> outputs = run();
-    write(before);
-    return outputs;
+    return run_with({{parameter, disturbed(value, 0.2, generator)}});
   }
 
  private:
@@ -220,8 +210,27 @@ class Subject {
     return !tensor.is_complex() && (tensor == tensor.round()).all().item<bool>();
   }
 
-  void write(const TensorMap& values) {
-    for (const auto& [name, value] : values) state_.at(name).detach().copy_(value);
+  /// The outputs with other values, which lend their memory: nothing is copied.
+  std::vector<at::Tensor> run_with(const TensorMap& values) {
+    std::map<c10::TensorImpl*, at::Tensor> before;  // a tensor under several names is lent once
+    for (const auto& [name, value] : values) {
+      at::Tensor target = state_.at(name);
+      if (before.contains(target.unsafeGetTensorImpl())) continue;
+      before[target.unsafeGetTensorImpl()] = target.detach();
+      put(target, value);
+    }
+    std::vector<at::Tensor> outputs = run();
+    for (const auto& [name, value] : values) {
+      at::Tensor target = state_.at(name);
+      put(target, before.at(target.unsafeGetTensorImpl()));
+    }
+    return outputs;
+  }
+
+  static void put(at::Tensor& target, const at::Tensor& value) {
+    const bool requires_grad = target.requires_grad();
+    target.set_data(value.to(target.options()));
+    target.set_requires_grad(requires_grad);
   }
 
   const UnitGroups& groups_;
