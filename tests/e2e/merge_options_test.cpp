@@ -6,6 +6,7 @@
 #include <catch2/catch.hpp>
 #include <csignal>
 #include <functional>
+#include <map>
 #include <sstream>
 #include <string>
 
@@ -139,6 +140,35 @@ TEST_CASE("without labels the dual objective chooses, in every variant") {
   CHECK(fs::exists(folder / "out/align-dual/sweep.csv"));
   CHECK(fs::exists(folder / "out/zip-dual/sweep/zip-dual-0.8.safetensors"));
   CHECK_FALSE(fs::exists(folder / "out/zip-activation/sweep.csv"));
+}
+
+TEST_CASE("the balances of a sweep share one pass over the data") {
+  const TemporaryFolder folder;
+  const auto phases = [&](const json& balance, const std::string& out) {
+    json config = merge_of(folder, "mlp", kMlp, 2);
+    config["balance"] = balance;
+    config["normalization"]["mode"] = "none";
+    run(folder, config, out, {"--verbose"});
+    std::map<std::string, int> begun;
+    for (const std::string& line : lines_of(folder / out / "log.txt"))
+      if (line.ends_with(": begins"))
+        if (const std::size_t at = line.find(" debug "); at != std::string::npos)
+          ++begun[line.substr(at + 7)];
+    return begun;
+  };
+  std::map<std::string, int> one = phases(0.5, "one");
+  std::map<std::string, int> three = phases({0.2, 0.5, 0.8}, "three");
+  // What runs the networks runs as often; what is matched anew needs the statistics only.
+  CHECK(one.at("activations: begins") == 1);
+  int matched = 0;
+  for (const auto& [phase, times] : three)
+    if (phase.starts_with("match ")) {
+      matched += times;
+    } else if (phase != "compare matchings: begins") {
+      INFO(phase);
+      CHECK(one[phase] == times);
+    }
+  CHECK(matched > 1);
 }
 
 TEST_CASE("a stopped sweep goes on where it stopped") {
