@@ -5,9 +5,9 @@
 
 FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. One victim (a small
 convolutional network at 16 x 16 pixels), copies of it (last layer or all layers trained on, pruned at three rates,
-distilled by probabilities or decisions into the same or other architectures, moved to negative images) and ten
-independent networks of five architectures; further copies and independent networks serve to select reference samples
-and are not judged. Networks that DIR (build/ownership-SEED) holds already are not trained again.
+distilled by probabilities or decisions into the same or other architectures, trained on with images of low contrast or
+negatives) and ten independent networks of five architectures; further copies and independent networks serve to select
+reference samples and are not judged. Networks that DIR (build/ownership-SEED) holds already are not trained again.
 
 Prints Markdown: the AUC of each group at 8, 32, 128 and 256 reference samples, chosen at random or by a selection,
 beside cheaper distances; among networks of the victim's architecture alone; by target; and by the number of steps.
@@ -26,7 +26,7 @@ POOL = 512
 IMAGES = 5000
 TITLES = {"tune-last": "last layer trained on", "tune-all": "all layers trained on", "prune": "pruned, trained on",
           "soft-same": "soft labels, same", "soft-other": "soft labels, other", "hard-same": "hard labels, same",
-          "hard-other": "hard labels, other", "transfer": "negative images"}
+          "hard-other": "hard labels, other", "faded": "moved to faded images", "negative": "moved to negatives"}
 INDEPENDENT = ["convnet"] * 4 + ["resnet"] * 2 + ["vgg"] * 2 + ["vit", "mlp"]
 HELD_OUT = ["convnet", "convnet", "resnet", "vgg", "mlp"]
 
@@ -34,7 +34,6 @@ HELD_OUT = ["convnet", "convnet", "resnet", "vgg", "mlp"]
 def networks(train: Trainer, folder: pathlib.Path, seed: int) -> tuple[dict, dict]:
     """Trains everything: {group: [name]}, {name: archive}."""
     own, stolen, others = (data(folder / f"{name}.safetensors") for name in ("own", "stolen", "others"))
-    negative = data(folder / "negative.safetensors")
     groups = {name: [] for name in [*TITLES, "independent", "surrogates", "held out"]}
     archives = {}
 
@@ -66,7 +65,8 @@ def networks(train: Trainer, folder: pathlib.Path, seed: int) -> tuple[dict, dic
                 name = f"surrogate-{kind}-{i}"
                 add("surrogates", name, ARCHITECTURES["convnet"] if i == 0 else other, stolen, 1000 * seed + 500 + i,
                     distillation=teacher)
-        add("transfer", f"transfer-{i}", copy, negative, at + 7, few, 0.05)
+        for shift, world in enumerate(("faded", "negative")):
+            add(world, f"{world}-{i}", copy, data(folder / f"{world}.safetensors"), at + 7 + shift, few, 0.05)
     for i, architecture in enumerate(INDEPENDENT):
         add("independent", f"independent-{i}-{architecture}", ARCHITECTURES[architecture],
             {**others, "limit": IMAGES, "subset_seed": i}, 1000 * seed + 100 + i)
@@ -143,9 +143,10 @@ def main() -> None:
     write_images(folder / "own.safetensors", images[:IMAGES])
     write_images(folder / "stolen.safetensors", images[IMAGES:2 * IMAGES])
     write_images(folder / "others.safetensors", images[2 * IMAGES:4 * IMAGES])
-    invert = bytes(255 - value for value in range(256))
-    write_images(folder / "negative.safetensors",
-                 [(label, pixels.translate(invert)) for label, pixels in images[IMAGES:2 * IMAGES]])
+    for world, change in {"faded": lambda value: 80 + value // 3, "negative": lambda value: 255 - value}.items():
+        lookup = bytes(map(change, range(256)))
+        write_images(folder / f"{world}.safetensors",
+                     [(label, pixels.translate(lookup)) for label, pixels in images[IMAGES:2 * IMAGES]])
     write_images(folder / "test.safetensors", test[:1000])
     write_images(folder / "reference.safetensors", test[1000:1000 + POOL])
 

@@ -97,6 +97,14 @@ TEST_CASE("the distances between all models, and their tree") {
   CHECK(read_bytes(out / "distances.npy").size() == 128 + 81 * 8);
   CHECK_THAT(read_bytes(out / "distances.svg"), Catch::StartsWith("<"));
   CHECK(json::parse(read_bytes(out / "results.json")) == summary);
+  for (const char* cheap : {"output_cosine", "cka"})
+    for (int i = 0; i < 9; ++i) {
+      CHECK(std::abs(summary[cheap][i][i].get<double>()) < 1e-5);
+      for (int j = 0; j < 9; ++j) {
+        CHECK(summary[cheap][i][j] == summary[cheap][j][i]);
+        if (i != j) CHECK(summary[cheap][i][j].get<double>() > 1e-4);
+      }
+    }
 
   // The same run again, from the same fields; and against one model.
   CHECK(measure(folder.path(), family().config())["distances"] == summary["distances"]);
@@ -105,6 +113,13 @@ TEST_CASE("the distances between all models, and their tree") {
   const json column = measure(folder.path(), one);
   for (int i = 0; i < 9; ++i)
     CHECK(column["distances"][i].get<double>() == Approx(d[i][0]).margin(1e-5));
+  for (const char* cheap : {"output_cosine", "cka"})
+    for (int i = 0; i < 9; ++i)
+      CHECK(column[cheap][i].get<double>() ==
+            Approx(summary[cheap][i][0].get<double>()).margin(1e-9));
+  // The victim repeats all of its mistakes; strangers make fewer of them.
+  CHECK(column["victim_mistakes"][0].get<double>() == 0);
+  CHECK(column["victim_mistakes"][4].get<double>() > 0);
 
   // Gradient x input, which that run also measures, is a field of one step at the input.
   one["field"] = {{"rule", "riemann_right"}, {"steps", 1}};
@@ -215,6 +230,12 @@ TEST_CASE("ownership: copies are told from strangers, and a leaking selection is
   CHECK(group["auc_low"].get<double>() < 0.9);  // three against five
   CHECK(group["p_value"].get<double>() == Approx(1.0 / 56));
   CHECK(group["curve"]["samples"] == json({8, 32, 64}));
+  for (const std::string cheap : {"gradient_input", "victim_mistakes", "output_cosine", "cka"}) {
+    REQUIRE(group["auc_" + cheap].is_number());
+    CHECK(group["curve"]["auc_" + cheap].size() == 3);
+    CHECK(group["curve"]["auc_" + cheap][2] == group["auc_" + cheap]);
+  }
+  CHECK(group["auc_cka"].get<double>() > 0.5);
   for (const json& model : group["models"]) CHECK(model["derived"] == true);
   CHECK(fs::exists(folder / "out" / "curve.svg"));
 
@@ -259,6 +280,8 @@ TEST_CASE("relatedness and unlearning") {
   // Seen from the victim: itself, its copy, the stranger.
   CHECK(related["spearman"]["victim"].get<double>() == Approx(-1));
   CHECK(related["spearman_mean"].get<double>() < -0.5);
+  CHECK(related["spearman_mean_cka"].get<double>() < -0.5);
+  CHECK(related["spearman_mean_output_cosine"].get<double>() < -0.5);
   CHECK(fs::exists(folder / "out" / "relatedness.svg"));
 
   config = family().config();

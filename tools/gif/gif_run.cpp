@@ -291,16 +291,16 @@ void GifRun::compute_fields() {
   for (std::size_t i = 0; i < models_.size(); ++i) {
     const fs::path path = field_path(i);
     const bool stored = holds_field(i);
-    if (!stored || victim) {
+    if (!stored || needs_outputs()) {
       ScriptModel model = load(i);
       GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
+      if (needs_outputs()) keep_outputs(i, model, field);
       if (victim) {
-        models_[i].outputs = field.outputs(inputs_.inputs).cpu();
         const at::Tensor gradient = i == *victim ? victims_gradient : gradient_times_input(model);
-        models_[i].gradient_distance =
+        models_[i].gradient_distances =
             field_distances({source_of(victims_gradient), source_of(gradient)}, config_.distance, 0)
-                .mean[1]
-                .item<double>();
+                .per_sample[1]
+                .clone();
       }
       if (!stored) {
         FieldFileWriter writer(path, models_[i].key, field_shape(), config_.field.store,

@@ -3,6 +3,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <filesystem>
+#include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -16,6 +18,17 @@ namespace weightsmith {
 
 /// A tensor's values, in order.
 std::vector<double> values_of(const at::Tensor& tensor);
+/// NumPy's format 1.0: a float64 array in C order.
+std::string npy(const at::Tensor& values);
+/// For tables that people read.
+std::string number(double value);
+
+/// Distances of every model to one that cost less than fields, by name; NaN where there is none.
+using CheapDistances = std::map<std::string, std::vector<double>>;
+/// gradient_input: one gradient at x instead of a path of them, the same distance; victim_mistakes:
+/// the share of its mistakes that the other does not make likewise; output_cosine: 1 − cosine of
+/// the outputs; cka: 1 − linear CKA of what the last layer reads.
+const std::vector<std::string>& cheap_names();
 
 /// The steps of one run of modelgif-dist, in the order main calls them.
 class GifRun {
@@ -40,9 +53,11 @@ class GifRun {
     std::string content;       ///< fingerprint
     std::string architecture;  ///< names and shapes of its parameters
     std::string key;           ///< of its field
-    at::Tensor outputs;        ///< at the reference samples, on the CPU, where the task needs them
-    /// From the victim, by one gradient at x instead of a path of them; where the task needs it.
-    std::optional<double> gradient_distance;
+    /// At the reference samples, on the CPU, where the task needs them: outputs, and what the last
+    /// layer reads (S, F).
+    at::Tensor outputs, features;
+    /// (S) from the victim, by gradient × input; where the task needs it.
+    at::Tensor gradient_distances;
   };
 
   ScriptModel load(std::size_t index);
@@ -76,9 +91,23 @@ class GifRun {
   nlohmann::json select();
   nlohmann::json unlearning();
   nlohmann::json model_list() const;
-  /// Distances to the victim that cost less than fields: disagreement on its mistakes, cosine of
-  /// outputs, gradient × input.
-  nlohmann::json cheap_distances(std::size_t victim, std::size_t model) const;
+
+  bool needs_outputs() const;
+  /// Keeps the outputs and features of a model, unless they are too many.
+  void keep_outputs(std::size_t index, ScriptModel& model, GradientField& field);
+  CheapDistances cheap_distances(std::size_t from, const at::Tensor& samples) const;
+  /// Of all pairs, as far as all models have them: output_cosine, cka.
+  std::map<std::string, at::Tensor> cheap_matrices() const;
+
+  /// The distances of all models to the victim, by name ("" is the field's), on some samples.
+  using Distances = std::map<std::string, std::vector<double>>;
+  /// AUC of every group against the number of samples: curve.csv, curve.svg and an object a group.
+  std::map<std::string, nlohmann::json> curves(
+      const std::function<Distances(const at::Tensor& samples)>& measured);
+  nlohmann::json group_entry(const ModelGroup& group, const Distances& measured,
+                             double threshold) const;
+  std::vector<double> chosen(const std::vector<double>& distances,
+                             const std::vector<std::string>& names) const;
 
   GifConfig config_;
   Run& run_;

@@ -28,7 +28,8 @@ std::vector<std::vector<double>> rows_of(const at::Tensor& matrix) {
   return rows;
 }
 
-/// NumPy's format 1.0: a float64 array in C order.
+}  // namespace
+
 std::string npy(const at::Tensor& values) {
   std::string shape;
   for (const auto size : values.sizes()) shape += std::to_string(size) + ",";
@@ -43,18 +44,6 @@ std::string npy(const at::Tensor& values) {
 }
 
 std::string number(double value) { return fmt::format("{:.4f}", value); }
-
-json auc_json(const std::vector<double>& derived, const std::vector<double>& independent) {
-  const double value = auc(derived, independent);
-  const Interval interval = auc_interval(value, static_cast<std::int64_t>(derived.size()),
-                                         static_cast<std::int64_t>(independent.size()));
-  return {{"auc", value},
-          {"auc_low", interval.low},
-          {"auc_high", interval.high},
-          {"p_value", mann_whitney_p(derived, independent)}};
-}
-
-}  // namespace
 
 json GifRun::run_task() {
   json summary = {{"tool", "modelgif-dist"},
@@ -89,23 +78,6 @@ json GifRun::run_task() {
   return summary;
 }
 
-json GifRun::cheap_distances(std::size_t victim, std::size_t model) const {
-  const at::Tensor &a = models_[victim].outputs, &b = models_[model].outputs;
-  json result = json::object();
-  if (models_[model].gradient_distance)
-    result["gradient_input"] = *models_[model].gradient_distance;
-  if (a.dim() != 2 || a.sizes() != b.sizes()) return result;
-  const at::Tensor cosine = (a * b).sum(1) / (a.norm(2, {1}) * b.norm(2, {1})).clamp_min(1e-8);
-  result["output_cosine"] = 1 - cosine.mean().item<double>();
-  const at::Tensor mistakes = a.argmax(1).ne(data_->labels);
-  const auto count = mistakes.sum().item<std::int64_t>();
-  if (count > 0)
-    result["victim_mistakes"] =
-        1 - a.argmax(1).eq(b.argmax(1)).logical_and(mistakes).sum().item<double>() /
-                static_cast<double>(count);
-  return result;
-}
-
 void GifRun::check_overlap(json& summary) const {
   if (!selection_ || config_.task.type != TaskType::kOwnership) return;
   std::set<std::string> used;
@@ -137,12 +109,14 @@ json GifRun::matrix(std::optional<std::size_t> against) {
     limits = bootstrap_limits(found.per_sample, config_.distance, config_.bootstrap,
                               run_.settings().seed);
   std::vector<std::string> header{"model"};
-  if (against)
-    for (const char* column :
-         {"distance", "low", "high", "gradient_input", "output_cosine", "victim_mistakes"})
-      header.emplace_back(column);
-  else
+  CheapDistances cheap;
+  if (against) {
+    for (const char* column : {"distance", "low", "high"}) header.emplace_back(column);
+    header.insert(header.end(), cheap_names().begin(), cheap_names().end());
+    cheap = cheap_distances(*against, at::arange(inputs_.inputs.size(0), at::kLong));
+  } else {
     header.insert(header.end(), names.begin(), names.end());
+  }
   Table exact(header), shown(header);
   for (std::size_t i = 0; i < names.size(); ++i) {
     std::vector<std::string> row{names[i]}, short_row{names[i]};
@@ -155,9 +129,7 @@ json GifRun::matrix(std::optional<std::size_t> against) {
       add(found.mean[r].item<double>());
       add(limits ? limits->low[r].item<double>() : std::nan(""));
       add(limits ? limits->high[r].item<double>() : std::nan(""));
-      const json cheap = cheap_distances(*against, i);
-      for (const char* key : {"gradient_input", "output_cosine", "victim_mistakes"})
-        add(cheap.value(key, std::nan("")));
+      for (const std::string& name : cheap_names()) add(cheap.at(name)[i]);
     } else {
       for (const double value : values_of(found.mean[r])) add(value);
     }
@@ -169,9 +141,7 @@ json GifRun::matrix(std::optional<std::size_t> against) {
   run_.show(shown.markdown());
   if (against) {
     result["distances"] = values_of(found.mean);
-    result["gradient_input"] = json::array();
-    for (const Model& model : models_)
-      result["gradient_input"].push_back(model.gradient_distance.value());
+    for (const auto& [name, values] : cheap) result[name] = values;
     if (limits) {
       result["low"] = values_of(limits->low);
       result["high"] = values_of(limits->high);
@@ -179,6 +149,7 @@ json GifRun::matrix(std::optional<std::size_t> against) {
     return result;
   }
   result["distances"] = rows_of(found.mean);
+  for (const auto& [name, values] : cheap_matrices()) result[name] = rows_of(values);
   if (limits) {
     result["low"] = rows_of(limits->low);
     result["high"] = rows_of(limits->high);
@@ -209,160 +180,45 @@ json GifRun::matrix(std::optional<std::size_t> against) {
 
 json GifRun::relatedness() {
   json result = matrix(std::nullopt);
-  const auto d = result["distances"].get<std::vector<std::vector<double>>>();
-  json per_task = json::object();
-  double sum = 0;
-  std::size_t counted = 0;
-  Table table({"model", "spearman"});
-  for (std::size_t column = 0; column < d.size(); ++column) {
-    std::vector<double> a, b;
-    for (std::size_t row = 0; row < d.size(); ++row) {
-      a.push_back(row == column ? 0.0 : d[row][column]);
-      b.push_back(config_.task.affinity[row][column]);
-    }
-    const double rho = spearman(a, b);
-    per_task[config_.models[column].name] = std::isfinite(rho) ? json(rho) : json();
-    if (std::isfinite(rho)) {
-      sum += rho;
-      ++counted;
-    }
-    table.add_row({config_.models[column].name, fmt::format("{}", rho)});
-  }
-  run_.write_text(run_.settings().out / "spearman.csv", table.csv());
-  result["spearman"] = per_task;
-  result["spearman_mean"] = counted > 0 ? json(sum / static_cast<double>(counted)) : json();
-  return result;
-}
-
-json GifRun::ownership() {
-  const TaskConfig& task = config_.task;
-  const std::size_t victim = config_.index_of(task.victim, "task.victim");
-  const FieldDistances found = distances_of_all(victim);
-  const std::vector<double> mean = values_of(found.mean);
-  const auto pick = [&](const std::vector<double>& d, const std::vector<std::string>& names) {
-    std::vector<double> chosen;
-    for (const std::size_t m : indices(names)) chosen.push_back(d[m]);
-    return chosen;
-  };
-  const std::vector<double> far = pick(mean, task.independents);
-  const double threshold = distance_threshold(far, task.false_positive_rate);
-  if (std::isnan(threshold))
-    run_.progress().warn(
-        fmt::format("{} independent models are too few for verdicts at a false-positive rate of {}",
-                    far.size(), task.false_positive_rate));
-
-  json result = {{"victim", task.victim},
-                 {"zero_norms", found.zero_norms},
-                 {"threshold", std::isnan(threshold) ? json() : json(threshold)},
-                 {"false_positive_rate", task.false_positive_rate}};
-  Table table({"group", "models", "AUC", "low", "high", "p", "AUC same architecture",
-               "AUC gradient x input", "AUC victim's mistakes", "AUC output cosine"});
-  json groups = json::array();
-  const auto baseline = [&](const std::vector<std::string>& names, const char* key) -> json {
-    std::vector<double> near, others;
-    for (const auto& [list, into] : {std::pair{&names, &near}, {&task.independents, &others}})
-      for (const std::size_t m : indices(*list)) {
-        const json cheap = cheap_distances(victim, m);
-        if (!cheap.contains(key)) return nullptr;
-        into->push_back(cheap[key].get<double>());
+  const std::size_t models = models_.size();
+  // Rank correlations of the columns of a matrix of distances with the affinity's.
+  const auto correlations = [&](const json& distances) {
+    std::vector<double> found;
+    for (std::size_t column = 0; column < models; ++column) {
+      std::vector<double> a, b;
+      for (std::size_t row = 0; row < models; ++row) {
+        a.push_back(row == column ? 0.0 : distances[row][column].get<double>());
+        b.push_back(config_.task.affinity[row][column]);
       }
-    return auc(near, others);
+      found.push_back(spearman(a, b));
+    }
+    return found;
   };
-  for (const ModelGroup& group : task.groups) {
-    const std::vector<double> near = pick(mean, group.models);
-    json entry = auc_json(near, far);
-    entry["name"] = group.name;
-    // Pairs of one architecture alone: architecture by itself moves fields apart.
-    double wins = 0, pairs = 0;
-    for (const std::size_t m : indices(group.models))
-      for (const std::size_t i : indices(task.independents))
-        if (models_[m].architecture == models_[i].architecture) {
-          wins += auc({mean[m]}, {mean[i]});
-          pairs += 1;
-        }
-    entry["auc_same_architecture"] = pairs > 0 ? json(wins / pairs) : json();
-    entry["pairs_same_architecture"] = pairs;
-    entry["auc_gradient_input"] = baseline(group.models, "gradient_input");
-    entry["auc_victim_mistakes"] = baseline(group.models, "victim_mistakes");
-    entry["auc_output_cosine"] = baseline(group.models, "output_cosine");
-    entry["models"] = json::array();
-    for (const std::size_t m : indices(group.models))
-      entry["models"].push_back(
-          {{"name", config_.models[m].name},
-           {"distance", mean[m]},
-           {"derived", std::isnan(threshold) ? json() : json(mean[m] < threshold)}});
-    const auto cell = [&](const char* key) {
-      return entry[key].is_null() ? std::string("-") : number(entry[key].get<double>());
-    };
-    table.add_row({group.name, std::to_string(near.size()), cell("auc"), cell("auc_low"),
-                   cell("auc_high"), cell("p_value"), cell("auc_same_architecture"),
-                   cell("auc_gradient_input"), cell("auc_victim_mistakes"),
-                   cell("auc_output_cosine")});
-    groups.push_back(std::move(entry));
+  const auto mean = [](std::vector<double> values) -> json {
+    std::erase_if(values, [](double value) { return !std::isfinite(value); });
+    if (values.empty()) return nullptr;
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  };
+  std::vector<std::string> header{"model", "spearman"};
+  std::vector<std::vector<double>> columns{correlations(result["distances"])};
+  result["spearman_mean"] = mean(columns.front());
+  for (const char* name : {"output_cosine", "cka"}) {
+    if (!result.contains(name)) continue;
+    header.emplace_back(name);
+    columns.push_back(correlations(result[name]));
+    result[std::string("spearman_mean_") + name] = mean(columns.back());
   }
-  result["independents"] = far;
-
-  // The curve: the selection's first samples, or random subsets.
-  const std::int64_t samples = inputs_.inputs.size(0);
-  std::vector<std::int64_t> counts = task.counts;
-  if (counts.empty())
-    for (std::int64_t c = 8; c < samples; c *= 2) counts.push_back(c);
-  std::erase_if(counts, [&](std::int64_t c) { return c > samples; });
-  if (counts.empty() || counts.back() != samples) counts.push_back(samples);
-  std::map<std::string, LineSeries> series;
-  Table curve({"group", "samples", "auc", "low", "high"});
-  for (const std::int64_t count : counts) {
-    const std::int64_t draws = selection_ || count == samples ? 1 : task.draws;
-    std::map<std::string, std::vector<double>> drawn;
-    Rng rng(run_.settings().seed, {kBootstrapStream, static_cast<std::uint64_t>(count)});
-    for (std::int64_t draw = 0; draw < draws; ++draw) {
-      std::vector<std::int64_t> order(samples);
-      std::iota(order.begin(), order.end(), 0);
-      if (draws > 1) order = random_permutation(samples, rng);
-      order.resize(count);
-      const at::Tensor part = found.per_sample.index_select(1, at::tensor(order, at::kLong));
-      const std::vector<double> d = values_of(mean_distance(part, config_.distance));
-      for (const ModelGroup& group : task.groups)
-        drawn[group.name].push_back(auc(pick(d, group.models), pick(d, task.independents)));
-    }
-    for (auto& [name, values] : drawn) {
-      std::sort(values.begin(), values.end());
-      const auto quantile = [&](double share) {
-        return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1) +
-                                               0.5)];
-      };
-      LineSeries& line = series[name];
-      line.name = name;
-      line.x.push_back(static_cast<double>(count));
-      line.y.push_back(std::accumulate(values.begin(), values.end(), 0.0) /
-                       static_cast<double>(values.size()));
-      line.low.push_back(quantile(0.025));
-      line.high.push_back(quantile(0.975));
-      curve.add_row({name, std::to_string(count), fmt::format("{}", line.y.back()),
-                     fmt::format("{}", line.low.back()), fmt::format("{}", line.high.back())});
-    }
+  Table table(header);
+  json per_task = json::object();
+  for (std::size_t m = 0; m < models; ++m) {
+    const std::string& name = config_.models[m].name;
+    per_task[name] = std::isfinite(columns[0][m]) ? json(columns[0][m]) : json();
+    std::vector<std::string> row{name};
+    for (const auto& column : columns) row.push_back(fmt::format("{}", column[m]));
+    table.add_row(row);
   }
-  LinePlot plot{
-      "AUC of derived against independent models", "reference samples", "AUC", {}, {}, ""};
-  for (auto& [name, line] : series) {
-    for (json& entry : groups)
-      if (entry["name"] == name) entry["curve"] = {{"samples", line.x}, {"auc", line.y}};
-    plot.series.push_back(line);
-  }
-  const auto& out = run_.settings().out;
-  run_.write_text(out / "curve.csv", curve.csv());
-  run_.write_text(out / "curve.svg", line_plot_svg({plot}));
-  run_.write_text(out / "ownership.csv", table.csv());
-  run_.show(table.markdown());
-  Table distance_table({"model", "distance", "derived"});
-  for (std::size_t m = 0; m < mean.size(); ++m)
-    distance_table.add_row({config_.models[m].name, fmt::format("{}", mean[m]),
-                            std::isnan(threshold) ? ""
-                            : mean[m] < threshold ? "1"
-                                                  : "0"});
-  run_.write_text(out / "distances.csv", distance_table.csv());
-  run_.write_text(out / "distances.npy", npy(found.mean));
-  result["groups"] = std::move(groups);
+  result["spearman"] = per_task;
+  run_.write_text(run_.settings().out / "spearman.csv", table.csv());
   return result;
 }
 

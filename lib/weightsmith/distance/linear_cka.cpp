@@ -50,9 +50,9 @@ class LastData : public NodeObserver {
 };
 
 bool may_have_weights(const torch::jit::Node* node) {
-  static const std::set<std::string> kNames = {
-      "aten::linear", "aten::matmul", "aten::mm",     "aten::addmm",
-      "aten::conv1d", "aten::conv2d", "aten::conv3d", "aten::_convolution"};
+  static const std::set<std::string> kNames = {"aten::linear", "aten::matmul",      "aten::mm",
+                                               "aten::addmm",  "aten::conv1d",      "aten::conv2d",
+                                               "aten::conv3d", "aten::_convolution"};
   return kNames.contains(node->kind().toQualString());
 }
 
@@ -91,8 +91,8 @@ at::Tensor PenultimateFeatures::operator()(const at::Tensor& inputs) const {
   LastData last(inputs.size(0), impl_->parameters, impl_->looked_at);
   impl_->runner.run({model_.preprocessed(inputs.clone())}, &last);
   if (!last.seen.defined())
-    throw Error(ErrorKind::kInput, model_.where(),
-                "its last layer is not the same for all inputs", "export a network without branches");
+    throw Error(ErrorKind::kInput, model_.where(), "its last layer is not the same for all inputs",
+                "export a network without branches");
   return last.seen.flatten(1).to(at::kFloat).cpu();
 }
 
@@ -123,17 +123,15 @@ at::Tensor linear_cka(const std::vector<at::Tensor>& features, std::optional<std
       rows.push_back(at::mm(x.narrow(0, begin, count), x.t()).flatten());
     const at::Tensor gram = at::stack(rows);  // (models, count · S)
     squares += gram.square().sum(1);
-    products += at::mm(
-        gram,
-        (against ? gram.narrow(0, static_cast<std::int64_t>(*against), 1) : gram).t());
+    products +=
+        at::mm(gram, (against ? gram.narrow(0, static_cast<std::int64_t>(*against), 1) : gram).t());
   }
   const at::Tensor norm = squares.sqrt();
-  const at::Tensor other =
-      against ? norm.narrow(0, static_cast<std::int64_t>(*against), 1) : norm;
+  const at::Tensor other = against ? norm.narrow(0, static_cast<std::int64_t>(*against), 1) : norm;
   const at::Tensor size = norm.unsqueeze(1) * other.unsqueeze(0);
   const at::Tensor cka =
       at::where(size > 0, products / size.clamp_min(1e-300), at::zeros_like(products));
-  return against ? cka.squeeze(1) : cka;
+  return against ? cka.squeeze(1) : (cka + cka.t()) / 2;  // the same both ways, to the last bit
 }
 
 }  // namespace weightsmith

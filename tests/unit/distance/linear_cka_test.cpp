@@ -56,9 +56,9 @@ TEST_CASE("CKA equals its definition, in stretches of any size", "[distance]") {
   REQUIRE(all.sizes() == at::IntArrayRef({4, 4}));
   for (int a = 0; a < 4; ++a)
     for (int b = 0; b < 4; ++b)
-      CHECK(all[a][b].item<double>() ==
-            Approx(slow_cka(features[a].to(at::kDouble), features[b].to(at::kDouble)))
-                .margin(1e-10));
+      CHECK(
+          all[a][b].item<double>() ==
+          Approx(slow_cka(features[a].to(at::kDouble), features[b].to(at::kDouble))).margin(1e-10));
   for (const std::int64_t bytes : {1, 4 * 12 * 8 * 5, 1 << 20})
     CHECK(at::allclose(linear_cka(features, {}, bytes), all, 1e-12, 1e-12));
   const at::Tensor one = linear_cka(features, 2);
@@ -71,8 +71,8 @@ TEST_CASE("CKA does not see rotations, scales and shifts; constants align with n
   at::manual_seed(2);
   const at::Tensor x = at::randn({50, 8}, at::kDouble);
   const at::Tensor turn = std::get<0>(at::linalg_qr(at::randn({8, 8}, at::kDouble)));
-  const at::Tensor stretched = at::matmul(x, at::diag(at::tensor(
-                                                 {9., 1., 1., 1., 1., 1., 1., .1}, at::kDouble)));
+  const at::Tensor stretched =
+      at::matmul(x, at::diag(at::tensor({9., 1., 1., 1., 1., 1., 1., .1}, at::kDouble)));
   const at::Tensor found =
       linear_cka({x, at::matmul(x, turn) * 7 - 3, at::ones({50, 3}), stretched}, 0);
   CHECK(found[0].item<double>() == Approx(1).margin(1e-12));
@@ -97,7 +97,8 @@ TEST_CASE("penultimate features are what the last layer reads", "[distance]") {
     // Through the head by hand: the outputs.
     const TensorMap state = model.state_dict();
     const std::string head = is_mlp ? "fc3" : ref.builtin == "vit" ? "heads.head" : "fc";
-    at::Tensor outputs = at::matmul(seen, state.at(head + ".weight").t()) + state.at(head + ".bias");
+    at::Tensor outputs =
+        at::matmul(seen, state.at(head + ".weight").t()) + state.at(head + ".bias");
     CHECK(at::allclose(outputs, model.forward(x), 1e-4, 1e-5));
   }
   // No layer with weights; and a row of data that is not a sample's.
