@@ -147,7 +147,14 @@ TEST_CASE("as many steps as distances need, and no more") {
   config["field"] = {{"steps", steps}};
   const json told = measure(folder.path(), config);
   CHECK(told["distances"] == automatic["distances"]);
-  CHECK(told["models"] == automatic["models"]);
+  // Which were found in the cache, and so not compared with a faster form again.
+  json computed = automatic["models"];
+  for (json& model : computed) {
+    CHECK(model["faster"]["error"].get<double>() < 1e-4);
+    CHECK(model["faster"]["used"] == true);
+    model.erase("faster");
+  }
+  CHECK(told["models"] == computed);
   CHECK_FALSE(told.contains("steps_tried"));
   config["field"] = {{"steps", 64}};
   const json many = measure(folder.path(), config);
@@ -299,6 +306,31 @@ TEST_CASE("relatedness and unlearning") {
   CHECK(curves[0]["replicates"] == 2);
   CHECK(curves[0]["distance"][0].get<double>() < curves[1]["distance"][0].get<double>());
   CHECK(fs::exists(folder / "out" / "curves.svg"));
+}
+
+TEST_CASE("faster networks give the same distances, and bfloat16 says what it costs") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  for (int i = 0; i < 3; ++i) config["models"].erase(6);
+  const json fast = measure(folder.path(), config);
+  config["field"]["fast"] = false;
+  const json plain = measure(folder.path(), config);
+  config["field"] = {{"steps", 8}, {"precision", "bfloat16"}};
+  const json half = measure(folder.path(), config);
+  CHECK(measure(folder.path(), config)["models"] == half["models"]);  // also from the cache
+  for (std::size_t i = 0; i < plain["models"].size(); ++i) {
+    CHECK_FALSE(plain["models"][i].contains("faster"));
+    CHECK(plain["models"][i]["field"] != fast["models"][i]["field"]);
+    const json& cost = half["models"][i]["faster"];
+    CHECK(cost["error"].get<double>() > 1e-4);
+    CHECK(cost["error"].get<double>() < 0.2);
+    CHECK(cost["cosine_distance"].get<double>() < 0.05);
+    for (std::size_t j = 0; j < plain["models"].size(); ++j) {
+      const double exact = plain["distances"][i][j].get<double>();
+      CHECK(fast["distances"][i][j].get<double>() == Approx(exact).margin(1e-4));
+      CHECK(half["distances"][i][j].get<double>() == Approx(exact).margin(0.05));
+    }
+  }
 }
 
 TEST_CASE("a dry run writes nothing; damaged fields are computed again") {

@@ -12,6 +12,7 @@
 #include "weightsmith/core/rng.h"
 #include "weightsmith/data/random_stream.h"
 #include "weightsmith/eval/fingerprint.h"
+#include "weightsmith/model/fast_network.h"
 #include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
@@ -268,6 +269,50 @@ at::Tensor GifRun::gradient_times_input(ScriptModel& model) {
   return GradientField(model, options, config_.batch_size.value_or(0)).compute(inputs_).field;
 }
 
+ScriptModel GifRun::field_network(std::size_t index, ScriptModel& plain) {
+  constexpr std::int64_t kSamples = 4, kSteps = 8;
+  constexpr double kTolerance = 1e-4;
+  const bool half = config_.field.precision == FieldPrecision::kBFloat16;
+  const std::string& name = config_.models[index].name;
+  if (!half && !config_.field.fast) return plain;
+  try {
+    ScriptModel fast = fast_network(plain, {config_.field.fast, half});
+    const std::int64_t samples = std::min(kSamples, inputs_.inputs.size(0));
+    const FieldInputs some{
+        inputs_.inputs.narrow(0, 0, samples), inputs_.baselines.narrow(0, 0, samples),
+        inputs_.classes.defined() ? inputs_.classes.narrow(0, 0, samples) : inputs_.classes};
+    FieldOptions options = config_.field.options;
+    options.steps = std::min(options.steps, kSteps);
+    options.subset = StepSubset::kAll;
+    const std::int64_t batch = config_.batch_size.value_or(0);
+    const at::Tensor exact = GradientField(plain, options, batch).compute(some).field;
+    const at::Tensor found = GradientField(fast, options, batch).compute(some).field;
+    const double size = exact.norm().item<double>();
+    const double difference = (found - exact).norm().item<double>();
+    const double error = difference == 0 ? 0 : difference / size;
+    const double distance =
+        field_distances({source_of(exact), source_of(found)}, DistanceKind::kCosine, 0)
+            .mean[1]
+            .item<double>();
+    const bool used = half || error <= kTolerance;
+    models_[index].faster = {{"error", error}, {"cosine_distance", distance}, {"used", used}};
+    if (half)
+      run_.show(fmt::format(
+          "{}: bfloat16 changes fields by {:.2g} of their length, {:.2g} in cosine distance", name,
+          error, distance));
+    else if (!used)
+      run_.show(fmt::format(
+          "{}: folding batch norms would change fields by {:.2g} of their length; computed plainly",
+          name, error));
+    if (used) return fast;
+  } catch (const Error& e) {
+    if (half) throw;
+    run_.show(fmt::format("{}: {}; computed plainly", name, e.what()));
+    models_[index].faster = {{"used", false}};
+  }
+  return plain;
+}
+
 void GifRun::compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer) {
   const std::string& name = config_.models[index].name;
   if (writer.done() > 0)
@@ -291,7 +336,8 @@ void GifRun::compute_fields() {
   for (std::size_t i = 0; i < models_.size(); ++i) {
     const fs::path path = field_path(i);
     const bool stored = holds_field(i);
-    if (!stored || needs_outputs()) {
+    const bool half = config_.field.precision == FieldPrecision::kBFloat16;
+    if (!stored || half || needs_outputs()) {
       ScriptModel model = load(i);
       GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
       if (needs_outputs()) keep_outputs(i, model, field);
@@ -303,9 +349,13 @@ void GifRun::compute_fields() {
                 .clone();
       }
       if (!stored) {
+        ScriptModel network = field_network(i, model);
+        GradientField faster(network, config_.field.options, config_.batch_size.value_or(0));
         FieldFileWriter writer(path, models_[i].key, field_shape(), config_.field.store,
                                /*resume=*/true);
-        compute_field(i, field, writer);
+        compute_field(i, faster, writer);
+      } else if (half) {
+        field_network(i, model);  // to say what it costs
       }
     }
     if (config_.cache.empty()) run_.wrote(path);
@@ -314,7 +364,8 @@ void GifRun::compute_fields() {
 
 json GifRun::write_field(const fs::path& path) {
   if (models_.size() != 1) throw Error(ErrorKind::kConfig, "models", "one model wanted", "");
-  ScriptModel model = load(0);
+  ScriptModel plain = load(0);
+  ScriptModel model = field_network(0, plain);
   GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
   const auto shape = field_shape();
   // Always anew: the file is the result, not a cache. What has the name keeps it until then.
@@ -354,6 +405,7 @@ json GifRun::model_list() const {
                     {"content", models_[i].content},
                     {"field", field_path(i).filename().string()},
                     {"completeness_error", error}});
+    if (!models_[i].faster.is_null()) list.back()["faster"] = models_[i].faster;
   }
   return list;
 }

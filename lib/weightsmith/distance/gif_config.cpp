@@ -16,6 +16,10 @@ EnumNames<TaskType> enum_names(TaskType) {
           {TaskType::kUnlearning, "unlearning"}};
 }
 
+EnumNames<FieldPrecision> enum_names(FieldPrecision) {
+  return {{FieldPrecision::kFloat32, "float32"}, {FieldPrecision::kBFloat16, "bfloat16"}};
+}
+
 namespace {
 
 /// A whole number, or "auto".
@@ -78,6 +82,8 @@ void fields(Fields& f, FieldConfig& c) {
   f("channel_mean", c.options.channel_mean);
   f("subset", c.options.subset);
   f("store", c.store);
+  f("fast", c.fast);
+  f("precision", c.precision);
 }
 
 template <class Fields>

@@ -37,6 +37,10 @@ struct ReferenceConfig {
 void from_config(const ConfigNode& node, ReferenceConfig& config);
 nlohmann::json to_config(const ReferenceConfig& config);
 
+/// What networks compute in. bfloat16 costs digits: a run says how many.
+enum class FieldPrecision { kFloat32, kBFloat16 };
+EnumNames<FieldPrecision> enum_names(FieldPrecision);
+
 struct FieldConfig {
   FieldOptions options;  ///< keys rule, cumulative, multiply_by_inputs, target, …; `steps` below
   std::optional<std::int64_t> steps{50};  ///< nothing: "auto"; once known, options.steps as well
@@ -44,6 +48,9 @@ struct FieldConfig {
   /// largest distance.
   double steps_tolerance = 0.02;
   FieldStorage store = FieldStorage::kFloat32;
+  /// Fold batch norms and keep channels innermost where fields of some samples agree to 1e-4.
+  bool fast = true;
+  FieldPrecision precision = FieldPrecision::kFloat32;
 };
 void from_config(const ConfigNode& node, FieldConfig& config);
 nlohmann::json to_config(const FieldConfig& config);
