@@ -3,12 +3,15 @@
 
 #include <catch2/catch.hpp>
 #include <csignal>
+#include <cstring>
+#include <thread>
 
 #include "support/files.h"
 #include "support/golden.h"
 #include "support/networks.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
+#include "weightsmith/core/rng.h"
 #include "weightsmith/tensor/safetensors.h"
 
 using namespace weightsmith;
@@ -368,6 +371,78 @@ TEST_CASE("a run that is stopped goes on with the fields it has") {
       modelgif_dist({"--config", file, "--out", (folder / "out").string(), "--quiet", "--resume"}));
   config["cache"] = (folder / "other").string();
   CHECK(measure(folder.path(), config)["distances"] == whole["distances"]);
+}
+
+TEST_CASE("a run killed at any moment computes at most one chunk of a field again") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  config["cache"] = (folder / "cache").string();
+  config["field"]["steps"] = 200;
+  config["batch_size"] = 200;  // a chunk is one sample
+  const std::string file = write_config(folder / "gif.json", config);
+  const std::vector<std::string> arguments{"--config", file, "--out", (folder / "out").string(),
+                                           "--resume"};
+  Rng rng(3);
+  int kills = 0, resumed = 0;
+  std::string wanted;  // what the next run must find
+  for (int attempt = 0; attempt < 12; ++attempt) {
+    ProgramOptions options;
+    if (attempt < 11)
+      options.signal =
+          SignalPlan{SIGKILL, folder / "cache", "",
+                     std::chrono::milliseconds(static_cast<int>(rng.uniform(0, 1) * 250))};
+    const ProgramResult run = modelgif_dist(arguments, options);
+    const bool killed = run.killed_by == SIGKILL;
+    kills += killed ? 1 : 0;
+    INFO(run.err);
+    if (!wanted.empty() && run.err.find("samples are there already") != std::string::npos) {
+      CHECK_THAT(run.err, Catch::Contains(wanted));
+      ++resumed;
+    }
+    wanted.clear();
+    if (!killed) {
+      CHECK(run.exit_code == 0);
+      break;
+    }
+    // Whole samples behind the header and the two scalars a sample: all of them are taken over.
+    for (const auto& entry : fs::directory_iterator(folder / "cache"))
+      if (entry.path().extension() == ".part") {
+        const std::string bytes = read_bytes(entry.path());
+        std::uint64_t header = 0;
+        if (bytes.size() < 8) continue;
+        std::memcpy(&header, bytes.data(), 8);
+        const std::uint64_t rows = 8 + header + 64 * 16;
+        const std::uint64_t sample = 200 * 64 * 4;
+        if (bytes.size() >= rows + sample)
+          wanted = std::to_string((bytes.size() - rows) / sample) + " samples are there already";
+      }
+  }
+  CHECK(kills >= 3);
+  CHECK(resumed >= 1);
+  const json whole = measure(folder.path(), config);
+  config["cache"] = (folder / "other").string();
+  CHECK(measure(folder.path(), config)["distances"] == whole["distances"]);
+}
+
+TEST_CASE("two runs share a cache") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  config["cache"] = (folder / "cache").string();
+  config["field"]["steps"] = 60;
+  const std::string file = write_config(folder / "gif.json", config);
+  std::vector<ProgramResult> results(2);
+  std::vector<std::thread> runs;
+  for (int i = 0; i < 2; ++i)
+    runs.emplace_back([&, i] {
+      results[i] = modelgif_dist(
+          {"--config", file, "--out", (folder / ("out" + std::to_string(i))).string(), "--quiet"});
+    });
+  for (std::thread& run : runs) run.join();
+  const json first = summary_of(results[0]), second = summary_of(results[1]);
+  CHECK(first["distances"] == second["distances"]);
+  CHECK(files_under(folder / "cache").size() == 9);
+  config["cache"] = (folder / "other").string();
+  CHECK(measure(folder.path(), config)["distances"] == first["distances"]);
 }
 
 TEST_CASE("bad input of modelgif-dist") {

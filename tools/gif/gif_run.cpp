@@ -353,7 +353,11 @@ void GifRun::compute_fields() {
         GradientField faster(network, config_.field.options, config_.batch_size.value_or(0));
         FieldFileWriter writer(path, models_[i].key, field_shape(), config_.field.store,
                                /*resume=*/true);
-        compute_field(i, faster, writer);
+        // Another run with this cache may have been first.
+        if (fs::exists(path) && holds_field(i))
+          writer.discard();
+        else
+          compute_field(i, faster, writer);
       } else if (half) {
         field_network(i, model);  // to say what it costs
       }

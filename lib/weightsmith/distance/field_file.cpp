@@ -3,17 +3,22 @@
 #include <ATen/ATen.h>
 #include <fcntl.h>
 #include <spdlog/fmt/fmt.h>
+#include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <thread>
 #include <vector>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/stop.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -67,6 +72,7 @@ FieldFileWriter::FieldFileWriter(fs::path path, std::string key, Shape shape, Fi
   const std::string header = header_of(key, shape, sample_bytes_, half);
   scalars_ = header.size();
   rows_ = scalars_ + static_cast<std::uint64_t>(shape.samples) * 16;
+  open_and_lock();
   if (resume) {
     std::string found(header.size(), '\0');
     std::ifstream in(part_, std::ios::binary);
@@ -78,14 +84,43 @@ FieldFileWriter::FieldFileWriter(fs::path path, std::string key, Shape shape, Fi
           shape.samples,
           static_cast<std::int64_t>((bytes - rows_) / std::max<std::uint64_t>(sample_bytes_, 1)));
   }
-  file_ = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   const auto whole = static_cast<off_t>(rows_ + static_cast<std::uint64_t>(done_) * sample_bytes_);
-  if (file_ < 0) fail(errno);
   if (done_ == 0) {
     if (::ftruncate(file_, 0) != 0) fail(errno);
     write_at(0, header.data(), header.size());
   }
   if (::ftruncate(file_, whole) != 0) fail(errno);
+}
+
+void FieldFileWriter::open_and_lock() {
+  for (;;) {
+    file_ = ::open(part_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (file_ < 0) fail(errno);
+    while (::flock(file_, LOCK_EX | LOCK_NB) != 0) {
+      // A file system that knows no locks: as if nobody else were there.
+      if (errno != EWOULDBLOCK && errno != EINTR) break;
+      if (stop_requested() != 0) {
+        ::close(file_);
+        stop_here_if_requested();
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    // Whoever had the lock may have given the file its name, or removed it.
+    struct stat ours {
+    }, named{};
+    if (::fstat(file_, &ours) == 0 && ::stat(part_.c_str(), &named) == 0 &&
+        ours.st_ino == named.st_ino && ours.st_dev == named.st_dev)
+      return;
+    ::close(file_);
+    file_ = -1;
+  }
+}
+
+void FieldFileWriter::discard() {
+  std::error_code ignored;
+  fs::remove(part_, ignored);
+  ::close(file_);
+  file_ = -1;
 }
 
 FieldFileWriter::~FieldFileWriter() {

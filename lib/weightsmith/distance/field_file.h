@@ -19,19 +19,24 @@ EnumNames<FieldStorage> enum_names(FieldStorage);
 /// Writes a field sample by sample to a safetensors file: `field` (S, steps, D), `integral` and
 /// `difference` (S) float64 (FieldChunk); metadata `format` and `key`. Until it is whole the file
 /// is called NAME.part, and holds whole samples only as far as anyone looks: a later writer of the
-/// same key goes on where a killed one stopped.
+/// same key goes on where a killed one stopped. Runs that share a cache wait for each other:
+/// NAME.part is locked (flock) as long as a writer has it, and a killed process holds no lock.
 class FieldFileWriter {
  public:
   struct Shape {
     std::int64_t samples = 0, steps = 0, dimensions = 0;
   };
   /// `resume`: take over what NAME.part holds, if it was begun under the same key, shape and
-  /// storage. Throws Error{kOutput}.
+  /// storage. Waits for another writer of this file to end, in this or another process; then
+  /// `path` may be there already. Throws Error{kOutput}; Interrupted while it waits.
   FieldFileWriter(std::filesystem::path path, std::string key, Shape shape, FieldStorage storage,
                   bool resume);
   ~FieldFileWriter();
   FieldFileWriter(const FieldFileWriter&) = delete;
   FieldFileWriter& operator=(const FieldFileWriter&) = delete;
+
+  /// Removes NAME.part, for a field that turned out to be there. Not to be used afterwards.
+  void discard();
 
   /// Samples that the file holds already.
   std::int64_t done() const { return done_; }
@@ -41,6 +46,7 @@ class FieldFileWriter {
   void finish();
 
  private:
+  void open_and_lock();
   void write_at(std::uint64_t offset, const void* data, std::size_t bytes);
   [[noreturn]] void fail(int error) const;
 

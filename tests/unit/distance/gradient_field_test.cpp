@@ -5,8 +5,11 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "support/expect_error.h"
 #include "support/files.h"
@@ -288,8 +291,10 @@ TEST_CASE("a field file goes on where it stopped, and knows what it holds", "[di
             .item<double>() < 2e-3);
   FieldChunk large = all;
   large.field = all.field * 1e6;
-  FieldFileWriter refused(path, "key", shape, FieldStorage::kFloat16, false);
-  expect_error(ErrorKind::kNumeric, {"float16", "field.store"}, [&] { refused.add(large); });
+  {
+    FieldFileWriter refused(path, "key", shape, FieldStorage::kFloat16, false);
+    expect_error(ErrorKind::kNumeric, {"float16", "field.store"}, [&] { refused.add(large); });
+  }
   large.field = all.field.clone();
   large.field[3][1][2] = std::nan("");
   FieldFileWriter damaged(path, "key", shape, FieldStorage::kFloat32, false);
@@ -297,6 +302,37 @@ TEST_CASE("a field file goes on where it stopped, and knows what it holds", "[di
   damaged.finish();
   expect_error(ErrorKind::kNumeric, {"f.safetensors", "sample 3", "not finite"},
                [&] { FieldFile(path).source().rows(0, 10); });
+}
+
+TEST_CASE("two writers of one field take turns", "[distance]") {
+  const TemporaryFolder folder;
+  const auto path = folder / "f.safetensors";
+  const FieldFileWriter::Shape shape{4, 1, 2};
+  at::manual_seed(4);
+  const FieldChunk all{0, at::randn({4, 1, 2}), at::randn({4}, at::kDouble),
+                       at::randn({4}, at::kDouble)};
+  std::atomic<bool> entered = false;
+  std::thread second;
+  {
+    FieldFileWriter first(path, "key", shape, FieldStorage::kFloat32, true);
+    second = std::thread([&] {
+      FieldFileWriter writer(path, "key", shape, FieldStorage::kFloat32, true);
+      entered = true;
+      // The other has finished: this is another file, and the field is there.
+      CHECK(writer.done() == 0);
+      CHECK(std::filesystem::exists(path));
+      writer.discard();
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    CHECK_FALSE(entered);
+    first.add(all);
+    CHECK_FALSE(entered);
+    first.finish();
+  }
+  second.join();
+  CHECK(entered);
+  CHECK_FALSE(std::filesystem::exists(path.string() + ".part"));
+  CHECK(at::equal(FieldFile(path, "key").source().rows(0, 4), all.field.view({4, 2})));
 }
 
 TEST_CASE("p-values of ranks are shares of all ways to choose", "[distance]") {
