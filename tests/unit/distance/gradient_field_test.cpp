@@ -155,6 +155,15 @@ TEST_CASE("networks without a field are refused by name", "[distance]") {
   refused(ErrorKind::kInput, {"net", "depends on the rest of the batch"},
           network("return torch.matmul(torch.dropout(x, 0.5, True).flatten(1), "
                   "self.w.t())"));
+  // A batch norm that was traced in train mode stays in it, whatever the network is told.
+  refused(ErrorKind::kInput, {"net", "depends on the rest of the batch"},
+          network("h = torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, False)\n"
+                  "return torch.matmul(h.flatten(1), self.w.t())"));
+  // No row a sample.
+  refused(ErrorKind::kInput, {"net"},
+          network("return torch.matmul(x.flatten(1), self.w.t()).sum()"));
+  refused(ErrorKind::kInput, {"net"},
+          network("return torch.matmul(x.flatten(1), self.w.t())[:, 0]"));
   // The slope of sqrt at 0 is infinite, and 0 times that is nothing.
   refused(ErrorKind::kNumeric, {"net", "sample 0", "not finite"},
           network("return torch.matmul(torch.sqrt(x * 0.0).flatten(1), "
