@@ -60,6 +60,7 @@ TEST_CASE("explain --json tells groups, units, what is pinned, and the proof") {
         std::vector<std::string>{"fc2.weight@0", "fc2.bias@0", "fc3.weight@1"});
   CHECK(found["units"] == json{{"free", 16}, {"pinned", 0}, {"outputs", 10}});
   CHECK(found["pinned"] == json::array());
+  CHECK(found["cuts"] == json{"fc1", "fc2"});
   CHECK(found["rigid"] == json::array());
   const json& proof = found["proof"];
   CHECK(proof["precision"] == "float64");

@@ -11,6 +11,7 @@
 #include "weightsmith/graph/proof.h"
 #include "weightsmith/graph/unit_orders.h"
 #include "weightsmith/model/example_input.h"
+#include "weightsmith/model/network_parts.h"
 #include "weightsmith/report/table.h"
 
 namespace weightsmith {
@@ -180,6 +181,7 @@ json explain(const ExplainFlags& flags, Run& run) {
                      {"outputs", derived.output_units}};
   result["pinned"] = remarks_json(derived.pinned);
   result["rigid"] = remarks_json(derived.rigid);
+  result["cuts"] = possible_cuts(model.module(), model.where());
   result["proof"] = {{"max_relative_change", proof.max_relative_change},
                      {"negative_control", proof.negative_control},
                      {"control", proof.control_is_disturbance ? "disturbance" : "left_out"},
@@ -191,11 +193,9 @@ json explain(const ExplainFlags& flags, Run& run) {
   if (!flags.out.empty()) write_text_atomically(flags.out, result.dump(2) + "\n");
   if (flags.json) return result;
   run.show(readable(derived, proof));
-  return {{"model", flags.model},
-          {"groups", derived.groups.groups.size()},
-          {"units", result["units"]},
-          {"pinned", result["pinned"]},
-          {"proof", result["proof"]}};
+  return {{"model", flags.model},     {"groups", derived.groups.groups.size()},
+          {"units", result["units"]}, {"pinned", result["pinned"]},
+          {"cuts", result["cuts"]},   {"proof", result["proof"]}};
 }
 
 }  // namespace

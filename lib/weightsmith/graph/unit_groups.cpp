@@ -163,7 +163,7 @@ std::string owner_of_overlap(const Stretches& taken, std::int64_t begin, std::in
 
 UnitGroups unit_groups_from_json(const nlohmann::json& json, const std::string& where) {
   const Object file{json, where};
-  file.expect_keys({"groups", "units", "pinned", "rigid", "proof", "model"});
+  file.expect_keys({"groups", "units", "pinned", "rigid", "cuts", "proof", "model"});
   const nlohmann::json& list = file.list("groups");
   UnitGroups groups;
   std::set<std::string> names;
