@@ -200,6 +200,24 @@ TEST_CASE("a field of the subcommand, and the distance of two") {
   CHECK(distance("euclidean") > 0);
 }
 
+TEST_CASE("what --set says of a subcommand's paths starts from the current folder") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  const fs::path script = config["models"][1]["script"].get<std::string>();
+  const std::string name = config["models"][1]["name"];
+  config["models"][1]["script"] = "missing.pt";
+  fs::create_directory(folder / "here");
+  fs::copy_file(script, folder / "here" / "network.pt");
+  ProgramOptions options;
+  options.folder = folder / "here";
+  const json summary = summary_of(
+      modelgif_dist({"field", name, "--config", write_config(folder / "gif.json", config), "--set",
+                     R"(models.1.script="network.pt")", "--out", "field.safetensors", "--quiet"},
+                    options));
+  CHECK(summary["shape"] == json({64, 8, 64}));
+  CHECK(fs::exists(folder / "here" / "field.safetensors"));
+}
+
 TEST_CASE("a field that cannot be computed leaves the file of its name as it was") {
   const TemporaryFolder folder;
   // A root of zero has no gradient: the second sample fails after the first went well.

@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 
+#include "weightsmith/config/fields.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/core/run_record.h"
@@ -31,6 +32,7 @@ class Run {
     /// Of a subcommand that asks for one (Command::takes_config), not yet validated; else null.
     nlohmann::json raw_config;
     std::filesystem::path config_folder;  ///< where its relative paths start
+    OverriddenKeys overridden;            ///< but those of --set
   };
 
   Run(const std::string& tool, Settings settings, Progress& progress);

@@ -283,9 +283,9 @@ json run_command(const ToolAbout& about, const Command& command,
                  TerminalProgress& progress, std::optional<Error>& failure) {
   Run::Settings settings;
   if (command.takes_config) {
-    OverriddenKeys overridden{{}, fs::current_path()};
-    settings.raw_config =
-        raw_config(flags, flags.config.empty() ? "" : read_config_text(flags.config), overridden);
+    settings.overridden.folder = fs::current_path();
+    settings.raw_config = raw_config(
+        flags, flags.config.empty() ? "" : read_config_text(flags.config), settings.overridden);
     settings.config_folder = config_folder(flags);
     settings.out = flags.out.value_or("");
   }

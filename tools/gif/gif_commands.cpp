@@ -1,6 +1,7 @@
 #include "gif/gif_commands.h"
 
 #include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
 
 #include <memory>
 
@@ -19,15 +20,27 @@ json run_field(const std::string& model, Run& run) {
   json raw = run.settings().raw_config;
   // A model of the configuration by its name, with its preprocessing; else an archive.
   json ref = json{{"script", fs::absolute(model).string()}};
+  std::string place;
   if (raw.contains("models") && raw["models"].is_array())
-    for (const json& candidate : raw["models"])
-      if (candidate.is_object() && candidate.value("name", "") == model) ref = candidate;
+    for (std::size_t i = 0; i < raw["models"].size(); ++i)
+      if (const json& candidate = raw["models"][i];
+          candidate.is_object() && candidate.value("name", "") == model) {
+        ref = candidate;
+        place = fmt::format("models[{}]", i);
+      }
   raw["models"] = json::array({ref});
+  // What --set said of the model is said of the only one now.
+  OverriddenKeys overridden = run.settings().overridden;
+  std::erase_if(overridden.keys, [&](const std::string& key) {
+    return key.starts_with("models[") && (place.empty() || !key.starts_with(place));
+  });
+  for (std::string& key : overridden.keys)
+    if (key.starts_with("models[")) key = "models[0]" + key.substr(place.size());
   raw.erase("task");
   raw.erase("out");
   validate_schema(raw, tool_schema("modelgif-dist"));
   GifConfig config;
-  from_config(ConfigNode{raw, "", run.settings().config_folder}, config);
+  from_config(ConfigNode{raw, "", run.settings().config_folder, &overridden}, config);
   config.field.store = FieldStorage::kFloat32;
   config.validate();
   GifRun job(config, run);
