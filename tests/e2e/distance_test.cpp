@@ -329,6 +329,26 @@ TEST_CASE("relatedness and unlearning") {
   CHECK(fs::exists(folder / "out" / "curves.svg"));
 }
 
+TEST_CASE("a network that rounding throws off is computed as it is") {
+  const TemporaryFolder folder;
+  // The last bit of a convolution's output is a turn of the sine's phase.
+  const std::string chaotic = (folder / "chaotic.pt").string();
+  ScriptModel(make_network({{"w", {4, 1, 3, 3}}, {"g", {4}}, {"b", {4}}, {"v", {10, 144}}},
+                           R"(y = torch.conv2d(x, self.w)
+y = torch.batch_norm(y, self.g, self.b, self.b, torch.exp(self.b), False, 0.1, 1e-5, False)
+return torch.linear(torch.sin(100000.0 * y).flatten(1), self.v)
+)"),
+              chaotic)
+      .save(chaotic);
+  json config = family().config();
+  config["models"].push_back({{"name", "chaotic"}, {"script", chaotic}});
+  const json models = measure(folder.path(), config)["models"];
+  CHECK(models[0]["faster"]["used"] == true);
+  const json& plain = models.back()["faster"];
+  CHECK(plain["used"] == false);
+  CHECK(plain["error"].get<double>() > 1e-4);
+}
+
 TEST_CASE("faster networks give the same distances, and bfloat16 says what it costs") {
   const TemporaryFolder folder;
   json config = family().config();
