@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Compares the ways to merge networks that know different classes of CIFAR-10 (16 x 16 pixels).
+
+    scripts/cifar_pairs.py --cifar FOLDER [--network resnet20] [--models 2] [--pairs 3] [--epochs 20] [DIR]
+
+FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. A pair draws a division of
+the ten classes at random, trains a network on each part, each from a seed of its own, and merges them in every way. All
+have one head: 512 outputs compared with fixed random unit vectors, one a class. Networks that DIR (build/cifar-pairs)
+holds already are not trained again; two are trained at a time, on a thread each.
+
+Prints joint accuracy on all ten classes, accuracy on the parts (task average) and paired differences as Markdown.
+"""
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import random
+import statistics
+import sys
+
+from cifar_networks import ARCHITECTURES, Trainer, cifar, data, write_images
+from digit_networks import ROOT, differences, run, spread
+
+HEAD = {"type": "embedding", "embeddings": {"random": 512, "seed": 0, "common": 0.75}, "scale": 30}
+NETWORKS = {
+    "resnet20": {"builtin": "resnet20", "options": {"outputs": 512}},
+    "group-norm": {"builtin": "resnet20", "options": {"norm": "group", "groups": 4, "outputs": 512}},
+    "vit": {"builtin": "vit", "options": {**ARCHITECTURES["vit"]["options"], "outputs": 512}},
+}
+WAYS = [{"method": "average"}] + [
+    {"method": method, "space": space, **({"balance": 0.5} if space == "dual" else {})}
+    for method in ("align", "zip") for space in ("weight", "activation", "dual")]
+COMPARED = [("zip-dual-0.5", "align-dual-0.5"), ("zip-dual-0.5", "average"),
+            *((f"{method}-dual-0.5", f"{method}-{space}") for method in ("align", "zip")
+              for space in ("weight", "activation"))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "cifar-pairs", metavar="DIR")
+    parser.add_argument("--cifar", type=pathlib.Path, required=True, metavar="FOLDER")
+    parser.add_argument("--network", choices=NETWORKS, default="resnet20")
+    parser.add_argument("--width", type=float, default=1, help="of a ResNet")
+    parser.add_argument("--models", type=int, default=2, help="networks that share the classes")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--images", type=int, default=25000, help="of the training set, all classes together")
+    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
+                        help="folder of the executables")
+    options = parser.parse_args()
+    images, test = cifar(options.cifar, "train")[:options.images], cifar(options.cifar, "test")
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{name}.safetensors" for name in ("train", "few", "test")}
+    write_images(files["train"], images)
+    write_images(files["few"], images[:2000])
+    write_images(files["test"], test)
+
+    network = json.loads(json.dumps(NETWORKS[options.network]))
+    if network["builtin"] == "resnet20":
+        network["options"]["width"] = options.width
+    train = Trainer(options.tools, folder, options.epochs, files["test"])
+
+    def archives(pair: int, parts: list[list[int]]) -> list[pathlib.Path]:
+        def one(index: int) -> pathlib.Path:
+            sets = {name: data(files[name], classes=parts[index]) for name in ("train", "test")}
+            return train(f"{pair}-{index}-{options.network}", network, sets["train"],
+                         options.models * pair + index + 1, data=sets, objective={**HEAD, "candidates": "data"})
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, range(options.models)))
+
+    joint, average = {}, {}
+    for pair in range(options.pairs):
+        print(f"{pair + 1} of {options.pairs}", file=sys.stderr)
+        classes = list(range(10))
+        random.Random(pair).shuffle(classes)
+        parts = [sorted(classes[i::options.models]) for i in range(options.models)]
+        config = {
+            "models": [{"name": f"part {i + 1}", "script": str(path)}
+                       for i, path in enumerate(archives(pair, parts))],
+            "compare": WAYS, "activations": {"data": data(files["few"])},
+            "evaluation": {"objective": HEAD, "sets": [
+                {"name": "all ten", "data": data(files["test"])},
+                *({"name": f"part {i + 1}", "data": data(files["test"], classes=part), "candidates": "data"}
+                  for i, part in enumerate(parts))]}}
+        path = folder / f"{pair}-{options.network}.json"
+        path.write_text(json.dumps(config, indent=1))
+        summary = run(options.tools, "mudsc-merge", "--config", path, "--out", path.with_suffix(""))
+        rows = {entry["name"]: entry["scores"] for entry in summary["variants"]}
+        rows["ensemble"] = next(entry["scores"] for entry in summary["originals"] if entry["name"] == "ensemble")
+        for name, scores in rows.items():
+            joint.setdefault(name, []).append(100 * scores["all ten"]["accuracy"])
+            average.setdefault(name, []).append(100 * scores["task_average"]["accuracy"])
+
+    print("| accuracy, % | joint | deviation | task average | deviation |\n|---|---:|---:|---:|---:|")
+    for name in joint:
+        print(f"| {name} | {statistics.fmean(joint[name]):.1f} | {spread(joint[name]):.1f} "
+              f"| {statistics.fmean(average[name]):.1f} | {spread(average[name]):.1f} |")
+    print("\n| paired difference of joint accuracy, points | mean | deviation | above 0 |\n|---|---:|---:|---:|")
+    for better, worse in COMPARED:
+        gains = differences(joint[better], joint[worse])
+        print(f"| {better} - {worse} | {statistics.fmean(gains):+.1f} | {spread(gains):.1f} "
+              f"| {sum(gain > 0 for gain in gains)} of {len(gains)} |")
+    trained = statistics.fmean(train.accuracy.values())
+    print(f"\n{len(train.accuracy)} networks, {trained:.1f} % on their own classes on average.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
