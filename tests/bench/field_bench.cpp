@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/blas_kernels.h"
 #include "weightsmith/distance/field_distance.h"
 #include "weightsmith/distance/field_file.h"
 #include "weightsmith/distance/gradient_field.h"
@@ -53,6 +54,7 @@ double bare_passes(ScriptModel& model, const at::Tensor& x, std::int64_t batch) 
 }  // namespace
 
 int main(int argc, char** argv) {
+  restart_with_better_blas_kernels(argv);
   if (argc != 2) {
     std::fprintf(stderr, "usage: field_bench FOLDER\n");
     return 2;

@@ -14,6 +14,7 @@
 
 #include "support/matrices.h"
 #include "weightsmith/core/atomic_file.h"
+#include "weightsmith/core/blas_kernels.h"
 #include "weightsmith/match/assignment.h"
 #include "weightsmith/match/similarity_accumulator.h"
 #include "weightsmith/match/zip.h"
@@ -123,6 +124,7 @@ void bench_similarity() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  restart_with_better_blas_kernels(argv);
   if (argc != 2) {
     std::fprintf(stderr, "usage: match_bench FOLDER\n");
     return 2;

@@ -16,6 +16,7 @@
 #include <limits>
 #include <vector>
 
+#include "weightsmith/core/blas_kernels.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/data/dataset.h"
 #include "weightsmith/eval/normalization.h"
@@ -125,6 +126,7 @@ double peak_gflops() {
 }  // namespace
 
 int main(int argc, char** argv) {
+  restart_with_better_blas_kernels(argv);
   keep_freed_memory();
   at::set_num_threads(argc > 2 ? std::atoi(argv[2]) : 2);
   const at::NoGradGuard no_grad;
