@@ -419,17 +419,18 @@ TEST_CASE("a run killed at any moment computes at most one chunk of a field agai
   config["field"]["steps"] = 200;
   config["batch_size"] = 200;  // a chunk is one sample
   const std::string file = write_config(folder / "gif.json", config);
-  const std::vector<std::string> arguments{"--config", file, "--out", (folder / "out").string(),
-                                           "--resume"};
+  const std::vector<std::string> arguments{
+      "--config", file, "--out", (folder / "out").string(), "--resume", "--verbose"};
   Rng rng(3);
   int kills = 0, resumed = 0;
-  std::string wanted;  // what the next run must find
-  for (int attempt = 0; attempt < 12; ++attempt) {
+  std::string wanted;   // what the next run must find
+  double longest = 50;  // milliseconds into the first field; more where they leave nothing
+  for (int attempt = 0; attempt < 30; ++attempt) {
     ProgramOptions options;
-    if (attempt < 11)
+    if (kills < 3 || resumed < 2)
       options.signal =
-          SignalPlan{SIGKILL, folder / "cache", "",
-                     std::chrono::milliseconds(static_cast<int>(rng.uniform(0, 1) * 250))};
+          SignalPlan{SIGKILL, "", "field of ",
+                     std::chrono::milliseconds(static_cast<int>(rng.uniform(0, longest)))};
     const ProgramResult run = modelgif_dist(arguments, options);
     const bool killed = run.killed_by == SIGKILL;
     kills += killed ? 1 : 0;
@@ -455,6 +456,7 @@ TEST_CASE("a run killed at any moment computes at most one chunk of a field agai
         if (bytes.size() >= rows + sample)
           wanted = std::to_string((bytes.size() - rows) / sample) + " samples are there already";
       }
+    if (wanted.empty()) longest *= 1.5;
   }
   CHECK(kills >= 3);
   CHECK(resumed >= 1);
