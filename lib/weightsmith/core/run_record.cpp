@@ -1,5 +1,4 @@
 #include "weightsmith/core/run_record.h"
-#include "weightsmith/core/blas_kernels.h"
 
 #include <spdlog/fmt/chrono.h>
 #include <spdlog/fmt/fmt.h>
