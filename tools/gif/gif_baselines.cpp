@@ -64,10 +64,15 @@ CheapDistances GifRun::cheap_distances(std::size_t from, const at::Tensor& sampl
   CheapDistances result;
   for (const std::string& name : cheap_names()) result[name].assign(models_.size(), std::nan(""));
   const Model& to = models_[from];
-  const at::Tensor labels = data_->labels.index_select(0, samples);
-  const bool scores = to.outputs.defined() && to.outputs.dim() == 2;
   const at::Tensor outputs =
       to.outputs.defined() ? to.outputs.index_select(0, samples) : at::Tensor();
+  at::Tensor answers, mistakes;
+  std::int64_t count = 0;  // of its mistakes
+  if (outputs.defined() && outputs.dim() == 2) {
+    answers = outputs.argmax(1);
+    mistakes = answers.ne(data_->labels.index_select(0, samples));
+    count = mistakes.sum().item<std::int64_t>();
+  }
   std::vector<at::Tensor> features;
   std::vector<std::size_t> with_features;
   std::optional<std::size_t> place;
@@ -87,12 +92,9 @@ CheapDistances GifRun::cheap_distances(std::size_t from, const at::Tensor& sampl
       continue;
     const at::Tensor other = model.outputs.index_select(0, samples);
     result["output_cosine"][m] = output_distances(outputs, other).mean().item<double>();
-    if (!scores) continue;
-    const at::Tensor mistakes = outputs.argmax(1).ne(labels);
-    const auto count = mistakes.sum().item<std::int64_t>();
     if (count > 0)
       result["victim_mistakes"][m] =
-          1 - outputs.argmax(1).eq(other.argmax(1)).logical_and(mistakes).sum().item<double>() /
+          1 - answers.eq(other.argmax(1)).logical_and(mistakes).sum().item<double>() /
                   static_cast<double>(count);
   }
   if (place) {
