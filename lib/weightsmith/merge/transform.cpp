@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/merge/blend.h"
 
 namespace weightsmith {
 namespace {
@@ -129,8 +130,56 @@ void add_widths(ParameterUses& uses, const UnitGroups& groups) {
   }
 }
 
-/// Shares are normalised, so a slot with one unit of every model sums to 1 up to rounding.
-bool is_one(double factor) { return std::abs(factor - 1) < 1e-12; }
+/// What each slot's units are multiplied by along a stretch; empty where that is 1. Shares are
+/// normalised, so a slot with one unit of every model sums to 1 up to rounding.
+std::vector<double> factors_of(const Matching& matching, SlotWeight weight,
+                               const ModelShares& shares) {
+  if (weight == SlotWeight::kOne) return {};
+  std::vector<double> factors = slot_factors(matching, shares);
+  const auto is_one = [](double factor) { return std::abs(factor - 1) < 1e-12; };
+  if (std::all_of(factors.begin(), factors.end(), is_one)) factors.clear();
+  return factors;
+}
+
+SlotWeight weight_of(const GroupMember& member) {
+  return member.role == MemberRole::kIn ? SlotWeight::kOne : SlotWeight::kAverage;
+}
+
+/// Whether blend() can spread along all axes that carry units.
+bool can_blend(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
+               const UnitGroups& groups) {
+  return std::all_of(tensors.begin(), tensors.end(),
+                     [](const at::Tensor& tensor) { return tensor.device().is_cpu(); }) &&
+         std::all_of(uses.begin(), uses.end(), [&](const AxisUse& use) {
+           const GroupMember& member = groups.groups[use.group].members[use.member];
+           return member.axis < 2 && member.groups == 1;
+         });
+}
+
+/// merge_parameter in one pass over memory, summed in `type`.
+at::Tensor blended(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
+                   const UnitGroups& groups, const std::vector<Matching>& matchings,
+                   const ModelShares& shares, at::ScalarType type, double divisor) {
+  const std::size_t models = tensors.size();
+  std::vector<at::Tensor> wide;
+  std::vector<AxisMap> rows;
+  std::vector<AxisMap> columns;
+  for (std::size_t i = 0; i < models; ++i) {
+    const at::Tensor& tensor = wide.emplace_back(tensors[i].detach().to(type));
+    rows.emplace_back(tensor.dim() > 0 ? tensor.size(0) : 1);
+    columns.emplace_back(tensor.dim() > 1 ? tensor.size(1) : 1);
+    for (const AxisUse& use : uses) {
+      const auto model = static_cast<std::int64_t>(i);
+      const GroupMember& member = member_of(groups, use, model);
+      const Matching& matching = matchings[use.group];
+      (member.axis == 0 ? rows : columns)
+          .back()
+          .spread(member, matching, model, factors_of(matching, weight_of(member), shares));
+    }
+  }
+  return blend(wide, rows, columns, shares.empty() ? std::vector<double>(models, 1.0) : shares,
+               divisor);
+}
 
 }  // namespace
 
@@ -168,17 +217,15 @@ UnitStack stack_of(const UnitGroup& group, std::int64_t models) {
 at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
                         const Matching& matching, std::int64_t model, SlotWeight weight,
                         const ModelShares& shares, std::int64_t keep_inside) {
-  std::vector<double> factors;
-  if (weight == SlotWeight::kAverage) factors = slot_factors(matching, shares);
-  const bool weighted = !std::all_of(factors.begin(), factors.end(), is_one);
+  const std::vector<double> factors = factors_of(matching, weight, shares);
+  const bool weighted = !factors.empty();
   if (is_identity(matching, model) && !weighted) return tensor;
 
   const std::int64_t period = keep_inside > 0     ? keep_inside
                               : member.groups > 1 ? tensor.size(member.axis)
                                                   : 0;
   if (period > 0 || !member.index.empty())
-    return spread_in_place(tensor, member, matching, model,
-                           weighted ? factors : std::vector<double>{}, period);
+    return spread_in_place(tensor, member, matching, model, factors, period);
 
   const std::int64_t units = matching.stack.units(model);
   const std::int64_t per_unit = member.length / units;
@@ -234,20 +281,22 @@ at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::ve
                                   [&](const at::Tensor& other) { return at::equal(first, other); }))
     return first.detach().clone();
   const auto accumulate_type = first.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto models = static_cast<std::int64_t>(tensors.size());
+  const double divisor = shares.empty() ? static_cast<double>(models) : 1.0;
+  if (can_blend(tensors, uses, groups))
+    return blended(tensors, uses, groups, matchings, shares, accumulate_type, divisor)
+        .to(first.scalar_type());
   at::Tensor sum;
-  for (std::size_t i = 0; i < tensors.size(); ++i) {
+  for (std::int64_t i = 0; i < models; ++i) {
     at::Tensor spread = tensors[i].detach().to(accumulate_type);
     for (const AxisUse& use : uses) {
-      const auto model = static_cast<std::int64_t>(i);
-      const GroupMember& member = member_of(groups, use, model);
-      spread = spread_units(
-          spread, member, matchings[use.group], model,
-          member.role == MemberRole::kIn ? SlotWeight::kOne : SlotWeight::kAverage, shares);
+      const GroupMember& member = member_of(groups, use, i);
+      spread = spread_units(spread, member, matchings[use.group], i, weight_of(member), shares);
     }
     if (!shares.empty()) spread = spread * shares[i];
     sum = sum.defined() ? sum + spread : spread;
   }
-  if (shares.empty()) sum = sum / static_cast<double>(tensors.size());
+  if (divisor != 1) sum = sum / divisor;
   return sum.to(first.scalar_type()).contiguous();
 }
 

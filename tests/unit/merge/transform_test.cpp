@@ -83,6 +83,108 @@ TEST_CASE("a merged parameter averages what produces units and adds what consume
   CHECK(at::allclose(merged.at("next"), at::tensor({6.0, 4.0}).view({1, 2})));  // (2+4+6)/2, 8/2
 }
 
+/// What merge_parameter says, spread axis by axis.
+at::Tensor slow_merge(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
+                      const UnitGroups& groups, const std::vector<Matching>& matchings,
+                      const ModelShares& shares) {
+  at::Tensor sum;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const auto model = static_cast<std::int64_t>(i);
+    at::Tensor spread = tensors[i];
+    for (const AxisUse& use : uses) {
+      const GroupMember& member = member_of(groups, use, model);
+      spread = spread_units(
+          spread, member, matchings[use.group], model,
+          member.role == MemberRole::kIn ? SlotWeight::kOne : SlotWeight::kAverage, shares);
+    }
+    spread = spread * (shares.empty() ? 1.0 / static_cast<double>(tensors.size()) : shares[i]);
+    sum = sum.defined() ? sum + spread : spread;
+  }
+  return sum;
+}
+
+TEST_CASE("merging in one pass equals spreading along one axis after the other", "[merge]") {
+  at::manual_seed(1);
+  const std::vector<Matching> matchings = {
+      zip_like(), permutation(), identity_matching(2, 4),
+      // Groups of two: blocks of two units that move as wholes, within group 1.
+      make_matching({2, 8}, 8, {0, 1, 2, 3, 4, 5, 6, 7, 5, 4, 0, 1, 6, 7, 3, 2}, 0.0),
+      // Model 0 has three units, model 1 five; all in three slots.
+      make_matching(UnitStack(std::vector<std::int64_t>{3, 5}), 3, {0, 1, 2, 2, 0, 0, 1, 1}, 0.0)};
+  const auto member = [](std::int64_t axis, std::int64_t offset, std::int64_t length,
+                         MemberRole role, std::vector<std::int64_t> index = {}) {
+    return GroupMember{"w", axis, offset, length, role, std::move(index), 1};
+  };
+  const auto group = [](std::string name, std::int64_t units, std::vector<GroupMember> members) {
+    return UnitGroup{std::move(name), units, 1, std::move(members), {}, "", {}};
+  };
+  const auto out = MemberRole::kOut;
+  const auto in = MemberRole::kIn;
+  UnitGroups groups;
+  groups.groups = {
+      group("zipped", 4, {member(0, 0, 4, out), member(1, 3, 8, in)}),
+      group("permuted", 4, {member(0, 4, 8, out), member(1, 11, 4, in), member(1, 0, 8, in)}),
+      group("still", 4, {member(0, 12, 4, out)}),
+      group("within", 8, {member(1, 0, 8, in, {0, 2, 4, 6, 7, 5, 3, 1})}),
+      group("widened", 3, {member(1, 15, 6, in)})};
+  groups.groups.back().widths = {3, 5};
+  // (shapes of both models, (group, member) pairs)
+  using Uses = std::vector<std::pair<std::size_t, std::size_t>>;
+  const std::vector<std::pair<std::vector<std::vector<std::int64_t>>, Uses>> cases = {
+      {{{16}, {16}}, {{2, 0}, {1, 0}, {0, 0}}},
+      {{{16, 15}, {16, 15}}, {{2, 0}, {1, 0}, {0, 0}, {1, 1}, {0, 1}}},
+      {{{16, 15, 3, 3}, {16, 15, 3, 3}}, {{1, 0}, {0, 0}, {1, 1}, {0, 1}}},
+      {{{5, 15, 2}, {5, 15, 2}}, {{3, 0}, {1, 2}}},  // units inside of blocks, and the blocks
+      {{{4, 21, 1}, {4, 25, 1}}, {{4, 0}, {0, 1}, {0, 0}}},
+      {{{7, 3}, {7, 3}}, {}},
+      {{{}, {}}, {}}};
+  for (const auto& [shapes, picked] : cases) {
+    std::vector<AxisUse> uses;
+    for (const auto& [g, m] : picked) {
+      uses.push_back({g, m, {}});
+      if (groups.groups[g].widths.empty()) continue;
+      for (const std::int64_t units : groups.groups[g].widths) {
+        uses.back().in_models.push_back(groups.groups[g].members[m]);
+        uses.back().in_models.back().length = 2 * units;
+      }
+    }
+    for (const auto type : {at::kDouble, at::kFloat}) {
+      std::vector<at::Tensor> tensors;
+      for (const auto& shape : shapes) tensors.push_back(at::randn(shape, type));
+      for (const ModelShares& shares : {ModelShares{}, ModelShares{0.3, 0.7}}) {
+        CAPTURE(shapes, picked.size(), shares);
+        const at::Tensor fast = merge_parameter(tensors, uses, groups, matchings, shares);
+        const at::Tensor slow = slow_merge(tensors, uses, groups, matchings, shares);
+        REQUIRE(fast.sizes() == slow.sizes());
+        REQUIRE(fast.scalar_type() == type);
+        const double tolerance = type == at::kDouble ? 1e-12 : 1e-5;
+        CHECK(at::allclose(fast, slow, 0, tolerance));
+      }
+    }
+  }
+}
+
+TEST_CASE("a permutation is undone to the last bit, whatever the layout of memory", "[merge]") {
+  at::manual_seed(2);
+  UnitGroups groups;
+  groups.groups = {
+      {"g",
+       4,
+       1,
+       {{"w", 0, 0, 4, MemberRole::kOut, {}, 1}, {"w", 1, 0, 4, MemberRole::kIn, {}, 1}},
+       {},
+       "",
+       {}}};
+  const std::vector<Matching> matchings = {permutation()};
+  const at::Tensor first = at::randn({4, 4, 3, 3});
+  // Unit k of the second network is unit slot(k) of the first.
+  const at::Tensor order = at::tensor({2, 0, 3, 1}, at::kLong);
+  const at::Tensor second = first.index_select(0, order).index_select(1, order).contiguous(
+      at::MemoryFormat::ChannelsLast);
+  const auto uses = parameter_uses(groups).at("w");
+  CHECK(at::equal(merge_parameter({first, second}, uses, groups, matchings), first));
+}
+
 TEST_CASE("parameters of no group are averaged and integers taken from the first model",
           "[merge]") {
   const TensorMap a{{"w", at::tensor({1.0, 2.0})}, {"n", at::tensor({3}, at::kLong)}};
