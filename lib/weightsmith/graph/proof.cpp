@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <memory>
@@ -136,35 +137,32 @@ class Subject {
           bool in_double, double strength, std::uint64_t seed)
       : groups_(groups), model_(model.clone()), inputs_(std::move(inputs)) {
     const at::Generator generator = at::detail::createCPUGenerator(seed);
-    std::set<const void*> done;  // tensors under several names stay one
+    std::map<const void*, at::Tensor> done;  // tensors under several names stay one
     const TensorMap buffers = model_.buffers();
     std::set<std::string> moved;
     for (const UnitGroup& group : groups.groups)
       for (const GroupMember& member : group.members) moved.insert(member.parameter);
     for (const auto& [name, tensor] : model_.state_dict()) {
+      at::Tensor& value = done[tensor.unsafeGetTensorImpl()];
+      const bool is_new = !value.defined();
+      if (is_new) value = tensor.detach();
       // Constants are what they are: equal slopes may be why heads can be exchanged.
-      if (buffers.contains(name) && !is_trained_buffer(name) && !moved.contains(name)) continue;
-      if (!tensor.is_floating_point() || tensor.is_complex()) continue;
-      if (!done.insert(tensor.unsafeGetTensorImpl()).second) continue;
-      const bool requires_grad = tensor.requires_grad();
-      at::Tensor target = tensor;
-      const at::Tensor value =
-          disturbed(tensor, strength, generator)
-              .to(tensor.device(), in_double ? at::kDouble : tensor.scalar_type());
-      target.set_data(value);
-      target.set_requires_grad(requires_grad);
+      const bool is_constant =
+          buffers.contains(name) && !is_trained_buffer(name) && !moved.contains(name);
+      if (is_new && tensor.is_floating_point() && !tensor.is_complex()) {
+        if (!is_constant) value = disturbed(tensor, strength, generator).to(tensor.options());
+        const bool requires_grad = tensor.requires_grad();
+        at::Tensor target = tensor;
+        target.set_data(value.to(in_double ? at::kDouble : value.scalar_type(),
+                                 /*non_blocking=*/false, /*copy=*/true));
+        target.set_requires_grad(requires_grad);
+      }
+      values_[name] = value;
     }
-    for (const auto& [name, tensor] : buffers) {
-      if (!in_double || !tensor.is_floating_point() ||
-          !done.insert(tensor.unsafeGetTensorImpl()).second)
-        continue;
-      at::Tensor target = tensor;
-      target.set_data(tensor.to(at::kDouble));
-    }
+    state_ = model_.state_dict();
     for (c10::IValue& input : inputs_)
       if (in_double && input.isTensor() && input.toTensor().is_floating_point())
         input = input.toTensor().to(at::kDouble);
-    state_ = model_.state_dict();
     runner_.emplace(model_.module(), model_.where());
     for (const at::Tensor& output : tensors_in(runner_->run(inputs_)))
       seems_discrete_ |= !is_continuous(output) || is_whole(output);
@@ -194,14 +192,16 @@ class Subject {
   /// The outputs with units permuted; `left_out` names a member that is forgotten.
   std::vector<at::Tensor> run_permuted(const UnitOrders& orders,
                                        std::optional<MemberIndex> left_out = std::nullopt) {
-    return run_with(permuted_state(state_, groups_, orders, left_out));
+    return run_with(
+        [&](const auto& take) { permute_state(values_, groups_, orders, left_out, take); });
   }
 
   /// The outputs with every value of one parameter changed at random.
   std::vector<at::Tensor> run_disturbed(const std::string& parameter, std::uint64_t seed) {
-    const at::Tensor& value = state_.at(parameter);
     const at::Generator generator = at::detail::createCPUGenerator(seed);
-    return run_with({{parameter, disturbed(value, 0.2, generator)}});
+    return run_with([&](const auto& take) {
+      take(parameter, disturbed(values_.at(parameter), 0.2, generator));
+    });
   }
 
  private:
@@ -210,33 +210,32 @@ class Subject {
     return !tensor.is_complex() && (tensor == tensor.round()).all().item<bool>();
   }
 
-  /// The outputs with other values, which lend their memory: nothing is copied.
-  std::vector<at::Tensor> run_with(const TensorMap& values) {
-    std::map<c10::TensorImpl*, at::Tensor> before;  // a tensor under several names is lent once
-    for (const auto& [name, value] : values) {
-      at::Tensor target = state_.at(name);
-      if (before.contains(target.unsafeGetTensorImpl())) continue;
-      before[target.unsafeGetTensorImpl()] = target.detach();
-      put(target, value);
-    }
+  using Take = std::function<void(const std::string& name, const at::Tensor& value)>;
+
+  /// The outputs with the values that `give` hands over, one at a time: there are never two copies
+  /// of the network in the precision of the proof.
+  std::vector<at::Tensor> run_with(const std::function<void(const Take&)>& give) {
+    std::map<const void*, std::string> changed;  // a tensor under several names is changed once
+    give([&](const std::string& name, const at::Tensor& value) {
+      if (changed.emplace(state_.at(name).unsafeGetTensorImpl(), name).second) put(name, value);
+    });
     std::vector<at::Tensor> outputs = run();
-    for (const auto& [name, value] : values) {
-      at::Tensor target = state_.at(name);
-      put(target, before.at(target.unsafeGetTensorImpl()));
-    }
+    for (const auto& [tensor, name] : changed) put(name, values_.at(name));
     return outputs;
   }
 
-  static void put(at::Tensor& target, const at::Tensor& value) {
+  void put(const std::string& name, const at::Tensor& value) {
+    at::Tensor target = state_.at(name);
     const bool requires_grad = target.requires_grad();
-    target.set_data(value.to(target.options()));
+    target.set_data(value.to(target.options(), /*non_blocking=*/false, /*copy=*/true));
     target.set_requires_grad(requires_grad);
   }
 
   const UnitGroups& groups_;
   ScriptModel model_;
   std::vector<c10::IValue> inputs_;
-  TensorMap state_;
+  TensorMap values_;  // in the network's own precision
+  TensorMap state_;   // what the network computes with
   std::optional<GraphRunner> runner_;
   bool seems_discrete_ = false;
   std::int64_t weak_outputs_ = 0;

@@ -89,23 +89,34 @@ at::Tensor permuted(const at::Tensor& tensor, const GroupMember& member,
   return result;
 }
 
+void permute_state(
+    const TensorMap& state, const UnitGroups& groups, const UnitOrders& orders,
+    std::optional<MemberIndex> left_out,
+    const std::function<void(const std::string& name, const at::Tensor& value)>& take) {
+  std::map<std::string, std::vector<MemberIndex>> moves;
+  // Inside a convolution's groups before its first axis moves them.
+  for (const bool in_groups : {true, false})
+    for (std::size_t g = 0; g < groups.groups.size(); ++g) {
+      if (std::is_sorted(orders[g].begin(), orders[g].end())) continue;
+      for (std::size_t m = 0; m < groups.groups[g].members.size(); ++m) {
+        const GroupMember& member = groups.groups[g].members[m];
+        if (left_out != MemberIndex{g, m} && (member.groups > 1) == in_groups)
+          moves[member.parameter].emplace_back(g, m);
+      }
+    }
+  for (const auto& [name, of_parameter] : moves) {
+    at::Tensor value = state.at(name).detach();
+    for (const auto& [g, m] : of_parameter)
+      value = permuted(value, groups.groups[g].members[m], orders[g]);
+    take(name, value);
+  }
+}
+
 TensorMap permuted_state(const TensorMap& state, const UnitGroups& groups, const UnitOrders& orders,
                          std::optional<MemberIndex> left_out) {
   TensorMap after;
-  const auto permute = [&](std::size_t g, bool in_groups) {
-    const std::vector<std::int64_t>& order = orders[g];
-    if (std::is_sorted(order.begin(), order.end())) return;
-    for (std::size_t m = 0; m < groups.groups[g].members.size(); ++m) {
-      const GroupMember& member = groups.groups[g].members[m];
-      if (left_out == MemberIndex{g, m} || (member.groups > 1) != in_groups) continue;
-      const auto at =
-          after.try_emplace(member.parameter, state.at(member.parameter).detach()).first;
-      at->second = permuted(at->second, member, order);
-    }
-  };
-  // Inside a convolution's groups before its first axis moves them.
-  for (const bool in_groups : {true, false})
-    for (std::size_t g = 0; g < groups.groups.size(); ++g) permute(g, in_groups);
+  permute_state(state, groups, orders, left_out,
+                [&](const std::string& name, const at::Tensor& value) { after[name] = value; });
   return after;
 }
 

@@ -3,8 +3,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -36,6 +38,12 @@ using MemberIndex = std::pair<std::size_t, std::size_t>;
 /// The parameters and buffers that the orders change, with their new values: with all of them in
 /// place the network computes what it did. `left_out` names a member that is forgotten, which a
 /// proof must notice.
+///
+/// With `take` they are handed over one by one, so that only one copy is held at a time.
+void permute_state(
+    const TensorMap& state, const UnitGroups& groups, const UnitOrders& orders,
+    std::optional<MemberIndex> left_out,
+    const std::function<void(const std::string& name, const at::Tensor& value)>& take);
 TensorMap permuted_state(const TensorMap& state, const UnitGroups& groups, const UnitOrders& orders,
                          std::optional<MemberIndex> left_out = std::nullopt);
 
