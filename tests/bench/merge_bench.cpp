@@ -151,11 +151,10 @@ int main(int argc, char** argv) {
              at::get_num_threads());
   fmt::print("| phase | time | floor | time | ratio | spread |\n|---|---:|---|---:|---:|---:|\n");
 
-  std::vector<Similarity> activation;
+  std::vector<PackedSimilarity> activation;
   const Times statistics = time_of([&] {
     activation =
-        activation_similarity(models, groups, data, kBatch, SimilarityMeasure::kCorrelation,
-                              Similarity::Scope::kAllPairs, at::kCPU, progress);
+        activation_similarity(models, groups, data, {.batch_size = kBatch}, at::kCPU, progress);
   });
   for (ScriptModel& model : models) model.train(false);
   const BareProducts products(models, groups, batch);

@@ -49,10 +49,10 @@ void check_case(const SafetensorsFile& file, const UnitGroups& groups, const Cas
   NetworkStates states{{part(file, "in0/"), part(file, "in1/")}, {}};
   for (const auto& [parameter, tensor] : states.models.front())
     if (is_statistic(parameter)) states.buffers.insert(parameter);
-  std::vector<Similarity> activation;
+  std::vector<PackedSimilarity> activation;
   for (const UnitGroup& group : groups.groups)
     activation.push_back(
-        all_pairs_similarity(file.tensors.at("act_sims/" + group.name), 2, group.name));
+        packed(all_pairs_similarity(file.tensors.at("act_sims/" + group.name), 2, group.name)));
 
   MatchOptions options;
   options.variant.method = test.method;

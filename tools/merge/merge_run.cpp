@@ -12,7 +12,6 @@
 #include "weightsmith/eval/fingerprint.h"
 #include "weightsmith/eval/normalization.h"
 #include "weightsmith/graph/derive_groups.h"
-#include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/statistics_cache.h"
 #include "weightsmith/merge/widths.h"
 #include "weightsmith/model/batch_norms.h"
@@ -223,15 +222,8 @@ json MergeRun::plan() const {
   for (const auto& [name, tensor] : models_.front().state_dict())
     merged_parameters += tensor.numel();
   std::int64_t units = 0;
-  std::int64_t similarity_bytes = 0;
   const auto models = static_cast<std::int64_t>(models_.size());
-  for (const UnitGroup& group : groups_.groups) {
-    units += group.units;
-    const std::int64_t pairs =
-        statistics_scope() == Similarity::Scope::kAllPairs ? models * models : models - 1;
-    const std::int64_t widest = stack_of(group, models).widest();
-    similarity_bytes += pairs * widest * widest * 12;  // accumulated in double, kept in float32
-  }
+  for (const UnitGroup& group : groups_.groups) units += group.units;
   json labels = json::array();
   for (const VariantConfig& variant : config_.variants()) labels.push_back(name_of(variant));
   json sets = json::object();
@@ -250,7 +242,8 @@ json MergeRun::plan() const {
           {"evaluation_samples", sets},
           {"landscape_points", survey_size(config_)},
           {"estimated_memory_bytes",
-           (models + 2) * bytes + (needs_activations() ? similarity_bytes : 0)},
+           (models + 2) * bytes +
+               (needs_activations() ? statistics_bytes(groups_, models, statistics_options()) : 0)},
           {"out", run_.settings().out.string()}};
 }
 
@@ -270,7 +263,7 @@ void MergeRun::collect_statistics() {
   StatisticsCache cache({}, {});
   if (collect) {
     const Phase phase(run_.progress(), "fingerprint");
-    Fingerprint fingerprint("activation statistics 1");
+    Fingerprint fingerprint("activation statistics 2");
     for (const ScriptModel& model : models_) fingerprint.add(model);
     fingerprint.add(*activation_data_).add(unit_groups_to_json(groups_).dump());
     fingerprint.add(enum_name(config_.similarity));
@@ -287,9 +280,8 @@ void MergeRun::collect_statistics() {
   if (collect || repair)
     for (ScriptModel& model : models_) reset(model);
   if (collect) {
-    activation_ = activation_similarity(
-        models_, groups_, *activation_data_, config_.activations.batch_size, config_.similarity,
-        statistics_scope(), run_.settings().device, run_.progress());
+    activation_ = activation_similarity(models_, groups_, *activation_data_, statistics_options(),
+                                        run_.settings().device, run_.progress());
     cache.store(groups_, activation_);
   }
   if (repair)
@@ -301,6 +293,7 @@ void MergeRun::collect_statistics() {
 
 MatchResult MergeRun::match(const VariantConfig& variant) {
   entry_of(variant);
+  const bool is_last = variants_.size() == config_.variants().size();
   if (given_) {
     MatchResult result;
     result.matchings = given_->matchings;
@@ -309,7 +302,11 @@ MatchResult MergeRun::match(const VariantConfig& variant) {
     return result;
   }
   const auto candidates = variant.candidates();
-  return candidates.size() == 1 ? match_candidate(candidates.front()) : sweep(variant);
+  MatchResult matched =
+      candidates.size() == 1 ? match_candidate(candidates.front()) : sweep(variant);
+  // Of a large network they take more than its weights do.
+  if (is_last) activation_ = {};
+  return matched;
 }
 
 MatchResult MergeRun::match_candidate(const MergeVariant& candidate) {
@@ -527,6 +524,13 @@ Similarity::Scope MergeRun::statistics_scope() const {
             Similarity::Scope::kAllPairs)
       return Similarity::Scope::kAllPairs;
   return Similarity::Scope::kCrossModel;
+}
+
+StatisticsOptions MergeRun::statistics_options() const {
+  constexpr double kMost = 1 << 20;  // what no machine has still fits the integer
+  return {config_.activations.batch_size, config_.similarity, statistics_scope(),
+          static_cast<std::int64_t>(std::min(config_.activations.memory_gb, kMost) *
+                                    (std::int64_t{1} << 30))};
 }
 
 const Dataset& MergeRun::normalization_data() const {

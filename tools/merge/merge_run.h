@@ -14,6 +14,7 @@
 #include "weightsmith/merge/networks.h"
 #include "weightsmith/merge/partial.h"
 #include "weightsmith/merge/repair.h"
+#include "weightsmith/merge/statistics.h"
 #include "weightsmith/merge/sweep.h"
 #include "weightsmith/model/script_model.h"
 
@@ -76,6 +77,7 @@ class MergeRun {
   DataTypes saved_types() const;
   /// What the method that needs most needs; it holds what the others do.
   Similarity::Scope statistics_scope() const;
+  StatisticsOptions statistics_options() const;
   /// Whether the models may have layers of unequal widths: zip needs no equal ones.
   bool widths_may_differ() const;
   /// Finds the models' widths and refuses what they, or those of the merged network, forbid; reads
@@ -108,7 +110,7 @@ class MergeRun {
   std::optional<MatchingFile> given_;  // the key `matching`
   std::optional<Dataset> activation_data_;
   std::optional<Dataset> normalization_data_;
-  std::vector<Similarity> activation_;
+  std::vector<PackedSimilarity> activation_;
   std::string statistics_key_;
   std::vector<AffineLayer> layers_;     // of REPAIR
   std::vector<OutputMoments> moments_;  // of the originals, one a model

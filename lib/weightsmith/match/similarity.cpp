@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -16,6 +17,24 @@ std::vector<std::int64_t> expected_shape(const Similarity& s) {
   if (s.scope == Similarity::Scope::kAllPairs) return {s.stack.size(), s.stack.size()};
   return {s.stack.models() - 1, s.stack.units(0), s.stack.units(0)};
 }
+
+/// Throws unless `values` has the shape.
+void check_values(const at::Tensor& values, const UnitStack& stack, bool even_or_all_pairs,
+                  const std::vector<std::int64_t>& shape, std::string_view where) {
+  const bool sound = stack.models() >= 1 && values.defined() && even_or_all_pairs &&
+                     values.sizes().vec() == shape && values.scalar_type() == at::kFloat &&
+                     values.device().is_cpu() && values.is_contiguous();
+  if (sound) return;
+  throw Error(
+      ErrorKind::kInput, where,
+      fmt::format(
+          "similarities of {} units of {} models have shape [{}]", stack.size(), stack.models(),
+          values.defined() ? fmt::format("{}", fmt::join(values.sizes(), ", ")) : std::string()),
+      fmt::format("contiguous float32 of shape [{}] on the CPU is needed", fmt::join(shape, ", ")));
+}
+
+/// Where row r of a packed matrix of size n would begin, if it had its left part.
+std::int64_t packed_row(std::int64_t r, std::int64_t n) { return r * n - r * (r + 1) / 2; }
 
 }  // namespace
 
@@ -53,21 +72,70 @@ Similarity no_similarity(const UnitStack& stack, Similarity::Scope scope) {
 }
 
 void check_similarity(const Similarity& similarity, std::string_view where) {
-  const at::Tensor& values = similarity.values;
-  const UnitStack& stack = similarity.stack;
-  const bool sound = stack.models() >= 1 && values.defined() &&
-                     (similarity.scope == Similarity::Scope::kAllPairs || stack.is_even()) &&
-                     values.sizes().vec() == expected_shape(similarity) &&
-                     values.scalar_type() == at::kFloat && values.device().is_cpu() &&
-                     values.is_contiguous();
-  if (sound) return;
-  throw Error(
-      ErrorKind::kInput, where,
-      fmt::format(
-          "similarities of {} units of {} models have shape [{}]", stack.size(), stack.models(),
-          values.defined() ? fmt::format("{}", fmt::join(values.sizes(), ", ")) : std::string()),
-      fmt::format("contiguous float32 of shape [{}] on the CPU is needed",
-                  fmt::join(expected_shape(similarity), ", ")));
+  check_values(similarity.values, similarity.stack,
+               similarity.scope == Similarity::Scope::kAllPairs || similarity.stack.is_even(),
+               expected_shape(similarity), where);
+}
+
+void check_packed(const PackedSimilarity& similarity, std::string_view where) {
+  const bool all_pairs = similarity.scope == Similarity::Scope::kAllPairs;
+  check_values(similarity.values, similarity.stack, all_pairs || similarity.stack.is_even(),
+               all_pairs
+                   ? std::vector<std::int64_t>{packed_size(similarity.stack, similarity.scope)}
+                   : expected_shape({similarity.scope, similarity.stack, {}}),
+               where);
+}
+
+std::int64_t packed_size(const UnitStack& stack, Similarity::Scope scope) {
+  if (scope == Similarity::Scope::kAllPairs) return stack.size() * (stack.size() + 1) / 2;
+  return (stack.models() - 1) * stack.units(0) * stack.units(0);
+}
+
+PackedSimilarity packed(const Similarity& similarity) {
+  check_similarity(similarity, "similarities");
+  if (similarity.scope == Similarity::Scope::kCrossModel)
+    return {similarity.scope, similarity.stack, similarity.values};
+  const std::int64_t n = similarity.stack.size();
+  PackedSimilarity result{similarity.scope, similarity.stack,
+                          at::empty({packed_size(similarity.stack, similarity.scope)}, at::kFloat)};
+  const float* const from = similarity.values.data_ptr<float>();
+  float* const to = result.values.data_ptr<float>();
+  for (std::int64_t r = 0; r < n; ++r)
+    std::copy(from + r * n + r, from + (r + 1) * n, to + packed_row(r, n) + r);
+  return result;
+}
+
+Similarity unpacked(const PackedSimilarity& similarity, Similarity::Scope scope) {
+  check_packed(similarity, "similarities");
+  if (similarity.scope == Similarity::Scope::kCrossModel) {
+    WS_CHECK(scope == similarity.scope);
+    return {similarity.scope, similarity.stack, similarity.values};
+  }
+  Similarity result{scope, similarity.stack, {}};
+  result.values = at::empty(expected_shape(result), at::kFloat);
+  const std::int64_t n = similarity.stack.size();
+  const float* const from = similarity.values.data_ptr<float>();
+  float* const to = result.values.data_ptr<float>();
+  if (scope == Similarity::Scope::kCrossModel) {
+    WS_CHECK(similarity.stack.is_even());
+    const std::int64_t units = similarity.stack.units(0);
+    for (std::int64_t i = 1; i < similarity.stack.models(); ++i)
+      for (std::int64_t r = 0; r < units; ++r) {
+        const float* const row = from + packed_row(r, n) + i * units;
+        std::copy(row, row + units, to + ((i - 1) * units + r) * units);
+      }
+    return result;
+  }
+  // Mirrored tile by tile: a plain transposed write would miss the caches.
+  constexpr std::int64_t kTile = 64;
+  for (std::int64_t r0 = 0; r0 < n; r0 += kTile)
+    for (std::int64_t c0 = r0; c0 < n; c0 += kTile)
+      for (std::int64_t r = r0; r < std::min(r0 + kTile, n); ++r) {
+        const float* const row = from + packed_row(r, n);
+        for (std::int64_t c = std::max(c0, r); c < std::min(c0 + kTile, n); ++c)
+          to[r * n + c] = to[c * n + r] = row[c];
+      }
+  return result;
 }
 
 void check_finite(const Similarity& similarity, std::string_view where) {

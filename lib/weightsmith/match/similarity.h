@@ -26,6 +26,26 @@ struct Similarity {
   std::int64_t block_stride() const;
 };
 
+/// A Similarity to be kept: of all pairs, which are symmetric, only what stands on the diagonal and
+/// to the right of it, half the memory.
+struct PackedSimilarity {
+  Similarity::Scope scope = Similarity::Scope::kAllPairs;
+  UnitStack stack;
+  at::Tensor values;  ///< float32 on the CPU: (O (O + 1) / 2), row by row; or (models - 1, n, n)
+};
+
+/// How many values a packed similarity holds.
+std::int64_t packed_size(const UnitStack& stack, Similarity::Scope scope);
+
+PackedSimilarity packed(const Similarity& similarity);
+
+/// What was packed, or of all pairs the part that kCrossModel asks for (which models with unequal
+/// numbers of units do not have).
+Similarity unpacked(const PackedSimilarity& similarity, Similarity::Scope scope);
+
+/// check_similarity for packed values.
+void check_packed(const PackedSimilarity& similarity, std::string_view where);
+
 /// A similarity of all pairs from a matrix (O, O) of models with O / models units each. Throws
 /// Error{kInput} naming `where` otherwise.
 Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,

@@ -9,6 +9,8 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <utility>
 
 #include "weightsmith/core/error.h"
 
@@ -50,17 +52,60 @@ RowMoments centre_row(float* x, std::int64_t n) {
           std::max(squares - length * residual * residual, 0.0)};
 }
 
+/// A rectangle of pairs of stacked units.
+struct Rectangle {
+  std::int64_t row;
+  std::int64_t column;
+  std::int64_t height;
+  std::int64_t width;
+};
+
+/// The pairs that are asked for, each once: rectangles of models with models; of a model with
+/// itself strips, of which only the part right of the diagonal is there.
+std::vector<Rectangle> rectangles(const UnitStack& stack, Similarity::Scope scope) {
+  std::vector<Rectangle> found;
+  const auto add = [&](std::int64_t row, std::int64_t column, std::int64_t height,
+                       std::int64_t width) {
+    if (height > 0 && width > 0) found.push_back({row, column, height, width});
+  };
+  for (std::int64_t i = 0; i < stack.models(); ++i) {
+    if (scope == Similarity::Scope::kCrossModel && i > 0) break;
+    const std::int64_t n = stack.units(i);
+    if (scope == Similarity::Scope::kAllPairs) {
+      const std::int64_t strip = std::max(kStrip, n / 8);
+      for (std::int64_t top = 0; top < n; top += strip)
+        add(stack.offset(i) + top, stack.offset(i) + top, std::min(strip, n - top), n - top);
+    }
+    for (std::int64_t j = i + 1; j < stack.models(); ++j)
+      add(stack.offset(i), stack.offset(j), n, stack.units(j));
+  }
+  return found;
+}
+
+/// The first n numbers of memory that is enlarged where it is too small.
+at::Tensor at_least(at::Tensor& memory, std::int64_t n) {
+  if (!memory.defined() || memory.numel() < n) memory = at::empty({n}, at::kFloat);
+  return memory.narrow(0, 0, n);
+}
+
 }  // namespace
 
-SimilarityAccumulator::SimilarityAccumulator(const UnitStack& stack, Similarity::Scope scope)
-    : stack_(stack), scope_(scope) {
+SimilarityAccumulator::SimilarityAccumulator(const UnitStack& stack, Similarity::Scope scope,
+                                             std::shared_ptr<Workspace> workspace)
+    : stack_(stack),
+      scope_(scope),
+      workspace_(workspace ? std::move(workspace) : std::make_shared<Workspace>()) {
   WS_CHECK(stack.models() >= 1 && (scope == Similarity::Scope::kAllPairs || stack.is_even()));
   mean_ = at::zeros({stack.size()}, at::kDouble);
   squares_ = at::zeros({stack.size()}, at::kDouble);
-  products_ = scope == Similarity::Scope::kAllPairs
-                  ? at::zeros({stack.size(), stack.size()}, at::kDouble)
-                  : at::zeros({stack.models() - 1, stack.units(0), stack.units(0)}, at::kDouble);
-  product_ = at::empty({stack.widest() * stack.widest()}, at::kFloat);
+  for (const Rectangle& r : rectangles(stack, scope))
+    products_.push_back({r.row, r.column, at::zeros({r.height, r.width}, at::kDouble)});
+}
+
+std::int64_t SimilarityAccumulator::bytes(const UnitStack& stack, Similarity::Scope scope) {
+  std::int64_t entries = 0;
+  for (const Rectangle& r : rectangles(stack, scope)) entries += r.height * r.width;
+  return entries * static_cast<std::int64_t>(sizeof(double));
 }
 
 void SimilarityAccumulator::add(const std::vector<at::Tensor>& features, std::int64_t channel_dim,
@@ -110,14 +155,9 @@ void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
   const std::int64_t stacked = stack_.size();
   std::int64_t length = 1;
   for (std::int64_t d = 1; d < chunk[0].dim(); ++d) length *= chunk[0].size(d);
-  if (!piece_.defined() || piece_.numel() < stacked * length)
-    piece_ = at::empty({stacked * length}, at::kFloat);
-  const at::Tensor piece = piece_.narrow(0, 0, stacked * length).view({stacked, length});
-  const auto piece_of = [&](std::int64_t i) {
-    return piece.narrow(0, stack_.offset(i), stack_.units(i));
-  };
+  const at::Tensor piece = at_least(workspace_->piece, stacked * length).view({stacked, length});
   for (std::int64_t i = 0; i < stack_.models(); ++i)
-    piece_of(i).view(chunk[i].sizes()).copy_(chunk[i]);
+    piece.narrow(0, stack_.offset(i), stack_.units(i)).view(chunk[i].sizes()).copy_(chunk[i]);
 
   std::vector<RowMoments> moments(stacked);
   float* const rows = piece.data_ptr<float>();
@@ -150,44 +190,28 @@ void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
     squares[u] += moments[u].squares + weight * distance[u] * distance[u];
     mean[u] += distance[u] * new_count / (old_count + new_count);
   }
-  const bool all_pairs = scope_ == Similarity::Scope::kAllPairs;
-  const std::int64_t stride = products_.size(-1);
-  for (std::int64_t i = 0; i < (all_pairs ? stack_.models() : 1); ++i) {
-    for (std::int64_t j = all_pairs ? i : 1; j < stack_.models(); ++j) {
-      const std::int64_t n = stack_.units(i);
-      const std::int64_t m = stack_.units(j);
-      if (n == 0 || m == 0) continue;
-      double* const total =
-          products_.data_ptr<double>() +
-          (all_pairs ? stack_.offset(i) * stride + stack_.offset(j) : (j - 1) * n * n);
-      const RowMoments* const rows_of_i = moments.data() + stack_.offset(i);
-      const RowMoments* const rows_of_j = moments.data() + stack_.offset(j);
-      const double* const distance_of_i = distance.data() + stack_.offset(i);
-      const double* const distance_of_j = distance.data() + stack_.offset(j);
-      // Of a model with itself the part right of the diagonal is enough: strip by strip.
-      const std::int64_t strip = i == j ? std::max(kStrip, n / 8) : n;
-      for (std::int64_t top = 0; top < n; top += strip) {
-        const std::int64_t height = std::min(strip, n - top);
-        const std::int64_t left = i == j ? top : 0;
-        const std::int64_t width = m - left;
-        at::Tensor product = product_.narrow(0, 0, height * width).view({height, width});
-        at::mm_out(product, piece_of(i).narrow(0, top, height),
-                   piece_of(j).narrow(0, left, width).t());
-        const float* const found = product.data_ptr<float>();
-        at::parallel_for(top, top + height, std::max<std::int64_t>(1, 32768 / width),
-                         [&](std::int64_t begin, std::int64_t end) {
-                           for (std::int64_t r = begin; r < end; ++r) {
-                             const double apart = weight * distance_of_i[r];
-                             const double off_centre = new_count * rows_of_i[r].residual;
-                             const float* const row = found + (r - top) * width;
-                             for (std::int64_t c = left; c < m; ++c)
-                               total[r * stride + c] += static_cast<double>(row[c - left]) +
-                                                        apart * distance_of_j[c] -
-                                                        off_centre * rows_of_j[c].residual;
-                           }
-                         });
-      }
-    }
+  for (const Products& products : products_) {
+    const std::int64_t height = products.sums.size(0);
+    const std::int64_t width = products.sums.size(1);
+    at::Tensor product = at_least(workspace_->product, height * width).view({height, width});
+    at::mm_out(product, piece.narrow(0, products.row, height),
+               piece.narrow(0, products.column, width).t());
+    const float* const found = product.data_ptr<float>();
+    double* const sums = products.sums.data_ptr<double>();
+    const RowMoments* const of_columns = moments.data() + products.column;
+    const double* const distance_of_columns = distance.data() + products.column;
+    at::parallel_for(0, height, std::max<std::int64_t>(1, 32768 / width),
+                     [&](std::int64_t begin, std::int64_t end) {
+                       for (std::int64_t r = begin; r < end; ++r) {
+                         const double apart = weight * distance[products.row + r];
+                         const double off_centre = new_count * moments[products.row + r].residual;
+                         const float* const row = found + r * width;
+                         double* const sum = sums + r * width;
+                         for (std::int64_t c = 0; c < width; ++c)
+                           sum[c] += static_cast<double>(row[c]) + apart * distance_of_columns[c] -
+                                     off_centre * of_columns[c].residual;
+                       }
+                     });
   }
   count_ += length;
 }
@@ -206,7 +230,7 @@ Similarity SimilarityAccumulator::normalised(bool centred, std::string_view wher
                 "the similarity of units needs at least one observation");
   const std::int64_t stacked = stack_.size();
   const bool all_pairs = scope_ == Similarity::Scope::kAllPairs;
-  Similarity result{scope_, stack_, at::empty(products_.sizes(), at::kFloat)};
+  Similarity result = no_similarity(stack_, scope_);
   const auto count = static_cast<double>(count_);
   const double* const mean = mean_.data_ptr<double>();
   std::vector<double> scale(stacked);  // sigma, or the norm
@@ -214,31 +238,30 @@ Similarity SimilarityAccumulator::normalised(bool centred, std::string_view wher
     scale[u] =
         std::sqrt(squares_.data_ptr<double>()[u] / count + (centred ? 0.0 : mean[u] * mean[u]));
   const double smallest = centred ? kSmallestScale : std::numeric_limits<double>::min();
-  const std::int64_t stride = products_.size(-1);
-  const double* const products = products_.data_ptr<double>();
   float* const values = result.values.data_ptr<float>();
-
-  const auto entry = [&](std::int64_t at, std::int64_t u, std::int64_t v) {
-    const double moment = products[at] / count + (centred ? 0.0 : mean[u] * mean[v]);
-    return static_cast<float>(moment / std::max(scale[u] * scale[v], smallest));
-  };
-  if (!all_pairs) {
-    const std::int64_t n = stack_.units(0);
-    for (std::int64_t i = 1; i < stack_.models(); ++i)
-      for (std::int64_t r = 0; r < n; ++r)
-        for (std::int64_t c = 0; c < n; ++c) {
-          const std::int64_t at = ((i - 1) * n + r) * n + c;
-          values[at] = entry(at, r, i * n + c);
-        }
-    return result;
+  const std::int64_t n = stack_.units(0);
+  for (const Products& products : products_) {
+    const std::int64_t height = products.sums.size(0);
+    const std::int64_t width = products.sums.size(1);
+    const double* const sums = products.sums.data_ptr<double>();
+    // Of all pairs the mirror image too, tile by tile: a plain transposed write would miss the
+    // caches.
+    constexpr std::int64_t kTile = 64;
+    for (std::int64_t r0 = 0; r0 < height; r0 += kTile)
+      for (std::int64_t c0 = 0; c0 < width; c0 += kTile)
+        for (std::int64_t r = r0; r < std::min(r0 + kTile, height); ++r)
+          for (std::int64_t c = c0; c < std::min(c0 + kTile, width); ++c) {
+            const std::int64_t u = products.row + r;
+            const std::int64_t v = products.column + c;
+            if (v < u) continue;
+            const double moment = sums[r * width + c] / count + (centred ? 0.0 : mean[u] * mean[v]);
+            const auto value = static_cast<float>(moment / std::max(scale[u] * scale[v], smallest));
+            if (all_pairs)
+              values[u * stacked + v] = values[v * stacked + u] = value;
+            else
+              values[(v / n - 1) * n * n + r * n + v % n] = value;
+          }
   }
-  // The upper triangle, mirrored tile by tile (a plain transposed write would miss the caches).
-  constexpr std::int64_t kTile = 64;
-  for (std::int64_t r0 = 0; r0 < stacked; r0 += kTile)
-    for (std::int64_t c0 = r0; c0 < stacked; c0 += kTile)
-      for (std::int64_t r = r0; r < std::min(r0 + kTile, stacked); ++r)
-        for (std::int64_t c = std::max(c0, r); c < std::min(c0 + kTile, stacked); ++c)
-          values[r * stride + c] = values[c * stride + r] = entry(r * stride + c, r, c);
   return result;
 }
 

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string_view>
 #include <vector>
 
@@ -20,11 +21,19 @@ namespace weightsmith {
 /// double by the update of T. Chan, G. Golub and R. LeVeque, "Algorithms for Computing the Sample
 /// Variance: Analysis and Recommendations", The American Statistician 37(3), 1983, eq. 2.1b.
 ///
-/// Memory: 8 bytes an entry of the result, and a working copy of at most 64 MB of a piece (never
-/// the whole of it, nor of all of them).
+/// Memory: 8 bytes a pair of units (each pair once, and a little more), and a working copy of at
+/// most 64 MB of a piece (never the whole of it, nor of all of them).
 class SimilarityAccumulator {
  public:
-  SimilarityAccumulator(const UnitStack& stack, Similarity::Scope scope);
+  /// Memory for one piece of features and its products, which accumulators may take turns with.
+  struct Workspace {
+    at::Tensor piece;    // float32
+    at::Tensor product;  // float32
+  };
+
+  /// `workspace`: by default one of its own.
+  SimilarityAccumulator(const UnitStack& stack, Similarity::Scope scope,
+                        std::shared_ptr<Workspace> workspace = nullptr);
 
   /// features[i]: model i's, any float type and device, its units along `channel_dim` (negative
   /// counts from the end) and otherwise of one shape: (B, C, H, W) or (B, T, C) activations, or a
@@ -48,18 +57,28 @@ class SimilarityAccumulator {
   /// for units that are always 0.
   Similarity cosine(std::string_view where) const;
 
+  /// What sums of products take.
+  static std::int64_t bytes(const UnitStack& stack, Similarity::Scope scope);
+
  private:
+  /// Sums of products of deviations: `sums` (rows, columns), double, of stacked units from `row`
+  /// and `column` on. Blocks never lie left of the diagonal, and cover it in strips.
+  struct Products {
+    std::int64_t row;
+    std::int64_t column;
+    at::Tensor sums;
+  };
+
   void add_chunk(const std::vector<at::Tensor>& chunk, std::string_view where);
   Similarity normalised(bool centred, std::string_view where) const;
 
   UnitStack stack_;
   Similarity::Scope scope_;
   std::int64_t count_ = 0;
-  at::Tensor mean_;      // (O) double
-  at::Tensor squares_;   // (O) double: sums of squared deviations
-  at::Tensor products_;  // double: of deviations; (O, O), upper block triangle, or (N - 1, n, n)
-  at::Tensor piece_;     // (O, L) float32, reused
-  at::Tensor product_;   // of two models' pieces, float32, reused
+  at::Tensor mean_;     // (O) double
+  at::Tensor squares_;  // (O) double: sums of squared deviations
+  std::vector<Products> products_;
+  std::shared_ptr<Workspace> workspace_;
 };
 
 }  // namespace weightsmith

@@ -99,6 +99,7 @@ void fields(Fields& f, ActivationConfig& c) {
   OptionalPath cache{c.cache};
   f("data", c.data);
   f("batch_size", c.batch_size);
+  f("memory_gb", c.memory_gb);
   f("cache", cache);
 }
 

@@ -95,6 +95,7 @@ nlohmann::json to_config(const ZipConfig& config);
 struct ActivationConfig {
   std::optional<DataConfig> data;
   std::int64_t batch_size = 128;
+  double memory_gb = 2;         ///< GiB that sums of products may take, see StatisticsOptions
   std::filesystem::path cache;  ///< folder that keeps the similarities of earlier runs; empty: none
 };
 void from_config(const ConfigNode& node, ActivationConfig& config);

@@ -63,25 +63,11 @@ bool is_comparable(const UnitGroups& groups, const ParameterUses& uses, const Gr
   });
 }
 
-/// Statistics of all pairs serve align as well: model 0 against every other model is a part of
-/// them.
-Similarity in_scope(const Similarity& similarity, Similarity::Scope scope) {
-  if (similarity.scope == scope) return similarity;
-  WS_CHECK(similarity.scope == Similarity::Scope::kAllPairs);
-  const std::int64_t n = similarity.stack.units(0);
-  const std::int64_t others = similarity.stack.models() - 1;
-  const at::Tensor rows = similarity.values.narrow(0, 0, n).narrow(1, n, others * n);
-  Similarity part = similarity;
-  part.scope = scope;
-  part.values = rows.reshape({n, others, n}).transpose(0, 1).contiguous();
-  return part;
-}
-
 /// One run of matching: the state of the sweeps.
 class Matcher {
  public:
   Matcher(const NetworkStates& states, const UnitGroups& groups,
-          const std::vector<Similarity>& activation, const MatchOptions& options,
+          const std::vector<PackedSimilarity>& activation, const MatchOptions& options,
           Progress& progress)
       : states_(states),
         groups_(groups),
@@ -167,7 +153,7 @@ class Matcher {
     const std::int64_t blocks = groups_.groups[bundle.front()].units;
     const auto where = [&](std::size_t i) { return "group " + groups_.groups[bundle[i]].name; };
     at::Tensor affinities =
-        in_scope(similarities.front(), Similarity::Scope::kCrossModel).values.clone();
+        unpacked(packed(similarities.front()), Similarity::Scope::kCrossModel).values.clone();
     for (std::size_t i = 1; i < bundle.size(); ++i)
       affinities += block_affinities(similarities[i], blocks, where(i));
     affinities /= static_cast<double>(bundle.size());
@@ -211,7 +197,7 @@ class Matcher {
       if (bundle_of_[g].front() == g) {
         std::vector<Similarity> similarities;
         for (const std::size_t h : bundle_of_[g])
-          similarities.push_back(in_scope(activation_[h], scope()));
+          similarities.push_back(unpacked(activation_[h], scope()));
         std::vector<Matching> matchings = match(bundle_of_[g], similarities);
         for (std::size_t i = 0; i < matchings.size(); ++i)
           state_.matchings[bundle_of_[g][i]] = std::move(matchings[i]);
@@ -288,7 +274,7 @@ class Matcher {
           weight_similarity(states_, groups_, uses_, member, state_.matchings, options_.similarity,
                             scope(), unmatched));
       if (options_.variant.space == MergeSpace::kDual)
-        similarity = blend(similarity, in_scope(activation_[member], scope()),
+        similarity = blend(similarity, unpacked(activation_[member], scope()),
                            options_.variant.balance, "group " + groups_.groups[member].name);
     }
     std::vector<Matching> matchings = match(bundle, similarities);
@@ -328,7 +314,7 @@ class Matcher {
 
   const NetworkStates& states_;
   const UnitGroups& groups_;
-  const std::vector<Similarity>& activation_;
+  const std::vector<PackedSimilarity>& activation_;
   const MatchOptions& options_;
   Progress& progress_;
   ParameterUses uses_;
@@ -430,13 +416,13 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
 }
 
 MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
-                        const std::vector<Similarity>& activation, const MatchOptions& options,
-                        Progress& progress) {
+                        const std::vector<PackedSimilarity>& activation,
+                        const MatchOptions& options, Progress& progress) {
   return Matcher(states, groups, activation, options, progress).run();
 }
 
 SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& groups,
-                               const std::vector<Similarity>& activation,
+                               const std::vector<PackedSimilarity>& activation,
                                const std::vector<Matching>& matchings, SimilarityMeasure measure,
                                Progress& progress) {
   const ParameterUses uses = parameter_uses(groups);
@@ -451,7 +437,8 @@ SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& gr
     const Similarity weight = weight_similarity(states, groups, uses, g, matchings, measure, scope);
     total.weight += agreement(weight, matchings[g], where) / static_cast<double>(size);
     if (!activation.empty())
-      total.activation += agreement(activation[g], matchings[g], where) / static_cast<double>(size);
+      total.activation += agreement(unpacked(activation[g], scope), matchings[g], where) /
+                          static_cast<double>(size);
     phase.update(static_cast<std::int64_t>(g) + 1);
   }
   return total;

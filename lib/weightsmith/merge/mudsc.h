@@ -76,12 +76,12 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
 /// group none of whose neighbours (groups that meet it in a parameter) has changed since it was
 /// last matched is skipped: it would be matched to the same result. Networks of unequal widths, in
 /// weight space, start from matchings spread from inputs and outputs (SweepStart::kPropagate).
-/// `activation`: one Similarity a
-/// group; unused and possibly empty in weight space and for `average`. Throws Error{kNumeric}
-/// naming the group for non-finite similarities.
+/// `activation`: one a group, of
+/// all pairs or of what the method needs (similarity_scope); unused and possibly empty in weight
+/// space and for `average`. Throws Error{kNumeric} naming the group for non-finite similarities.
 MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
-                        const std::vector<Similarity>& activation, const MatchOptions& options,
-                        Progress& progress);
+                        const std::vector<PackedSimilarity>& activation,
+                        const MatchOptions& options, Progress& progress);
 
 /// How alike matched units are by their weights, with the groups around them matched, and by their
 /// activations: means over the groups of agreement() (match/agreement.h). Unlike
@@ -92,7 +92,7 @@ struct SpaceAgreement {
   double activation = 0;
 };
 SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& groups,
-                               const std::vector<Similarity>& activation,
+                               const std::vector<PackedSimilarity>& activation,
                                const std::vector<Matching>& matchings, SimilarityMeasure measure,
                                Progress& progress);
 

@@ -6,7 +6,10 @@
 #include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
+#include <map>
+#include <memory>
 #include <numeric>
+#include <utility>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
@@ -110,6 +113,102 @@ std::vector<TapSet> observers_of(std::vector<ScriptModel>& models,
   return observers;
 }
 
+/// The groups that each pass over the data serves, see StatisticsOptions::memory.
+std::vector<std::vector<std::size_t>> passes_over(const UnitGroups& groups, std::int64_t models,
+                                                  const StatisticsOptions& options) {
+  std::vector<std::vector<std::size_t>> passes;
+  std::int64_t bytes = 0;
+  for (std::size_t g = 0; g < groups.groups.size(); ++g) {
+    if (groups.groups[g].members.empty()) continue;
+    const std::int64_t own =
+        SimilarityAccumulator::bytes(stack_of(groups.groups[g], models), options.scope);
+    if (passes.empty() || bytes + own > options.memory) {
+      passes.emplace_back();
+      bytes = 0;
+    }
+    passes.back().push_back(g);
+    bytes += own;
+  }
+  return passes;
+}
+
+/// What one pass over the data adds up.
+class Collector {
+ public:
+  /// `taps`: of all groups; those of the groups in `pass` are looked at.
+  Collector(std::vector<ScriptModel>& models, const UnitGroups& groups,
+            const std::vector<GroupTap>& taps, const std::vector<std::size_t>& pass,
+            Similarity::Scope scope)
+      : models_(models), groups_(groups) {
+    for (const GroupTap& tap : taps)
+      if (std::find(pass.begin(), pass.end(), tap.group) != pass.end()) taps_.push_back(tap);
+    observers_ = observers_of(models, taps_);
+    const auto workspace = std::make_shared<SimilarityAccumulator::Workspace>();
+    for (const std::size_t g : pass) accumulators_.try_emplace(g, stack(g), scope, workspace);
+  }
+
+  void add(const at::Tensor& batch) {
+    // A parameter that is used several times shows its tap as often: earlier[i][t] lists the values
+    // of model i in order.
+    std::vector<std::vector<std::vector<at::Tensor>>> earlier(models_.size() - 1);
+    for (std::size_t i = 0; i + 1 < models_.size(); ++i) {
+      earlier[i].resize(taps_.size());
+      observers_[i].run(
+          {models_[i].preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
+            earlier[i][t].push_back(value.clone());  // operators that follow may work in place
+          });
+    }
+    std::vector<std::size_t> uses(taps_.size(), 0);
+    observers_.back().run({models_.back().preprocessed(batch)},
+                          [&](std::size_t t, const at::Tensor& value) {
+                            std::vector<at::Tensor> values;
+                            for (auto& seen : earlier) {
+                              if (uses[t] >= seen[t].size()) fail_use_counts(taps_[t], groups_);
+                              values.push_back(std::exchange(seen[t][uses[t]], {}));
+                            }
+                            values.push_back(value);
+                            ++uses[t];
+                            add(taps_[t], values);
+                          });
+    for (std::size_t t = 0; t < taps_.size(); ++t)
+      for (const auto& seen : earlier)
+        if (seen[t].size() != uses[t]) fail_use_counts(taps_[t], groups_);
+  }
+
+  /// The similarity of a group of this pass, whose sums are given up.
+  PackedSimilarity take(std::size_t g, SimilarityMeasure measure) {
+    const auto node = accumulators_.extract(g);
+    const std::string where = "activations of group " + groups_.groups[g].name;
+    return packed(measure == SimilarityMeasure::kCorrelation ? node.mapped().correlation(where)
+                                                             : node.mapped().cosine(where));
+  }
+
+ private:
+  UnitStack stack(std::size_t g) const {
+    return stack_of(groups_.groups[g], static_cast<std::int64_t>(models_.size()));
+  }
+
+  /// `values`: what the tap has shown, one a model.
+  void add(const GroupTap& tap, const std::vector<at::Tensor>& values) {
+    const UnitStack units = stack(tap.group);
+    std::vector<at::Tensor> features;
+    std::int64_t axis = 0;
+    for (const at::Tensor& value : values) {
+      auto [shaped, unit] = unit_axis(value, groups_.groups[tap.group].name,
+                                      units.units(static_cast<std::int64_t>(features.size())), tap);
+      axis = unit;
+      features.push_back(std::move(shaped));
+    }
+    accumulators_.at(tap.group).add(features, axis, tap.tap.at);
+  }
+
+  std::vector<ScriptModel>& models_;
+  const UnitGroups& groups_;
+  std::vector<GroupTap> taps_;
+  std::vector<TapSet> observers_;  // one a model
+  std::map<std::size_t, SimilarityAccumulator> accumulators_;
+};
+
 }  // namespace
 
 void try_taps(std::vector<ScriptModel>& models, const UnitGroups& groups, const at::Tensor& batch) {
@@ -132,73 +231,50 @@ void try_taps(std::vector<ScriptModel>& models, const UnitGroups& groups, const 
   }
 }
 
-std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
-                                              const UnitGroups& groups, const Dataset& data,
-                                              std::int64_t batch_size, SimilarityMeasure measure,
-                                              Similarity::Scope scope, at::Device device,
-                                              Progress& progress) {
+std::vector<PackedSimilarity> activation_similarity(std::vector<ScriptModel>& models,
+                                                    const UnitGroups& groups, const Dataset& data,
+                                                    const StatisticsOptions& options,
+                                                    at::Device device, Progress& progress) {
   const at::NoGradGuard no_grad;
+  const auto count = static_cast<std::int64_t>(models.size());
   const std::vector<GroupTap> taps = taps_of(groups, models.front().parameters());
-  const std::vector<TapSet> observers = observers_of(models, taps);
-  std::vector<SimilarityAccumulator> accumulators;
-  for (const UnitGroup& group : groups.groups)
-    accumulators.emplace_back(stack_of(group, static_cast<std::int64_t>(models.size())), scope);
+  const std::vector<std::vector<std::size_t>> passes = passes_over(groups, count, options);
+  std::vector<PackedSimilarity> result(groups.groups.size());
+  for (std::size_t g = 0; g < result.size(); ++g)
+    if (groups.groups[g].members.empty())
+      result[g] = packed(no_similarity(stack_of(groups.groups[g], count), options.scope));
 
-  Phase phase(progress, "activations", data.size(), "images");
-  // A parameter that is used several times shows its tap as often: seen[t] lists the values of one
-  // model in order.
-  using Seen = std::vector<std::vector<at::Tensor>>;
-  std::vector<Seen> earlier(models.size() - 1);
-  for (std::int64_t begin = 0; begin < data.size(); begin += batch_size) {
-    stop_here_if_requested();
-    const std::int64_t count = std::min(batch_size, data.size() - begin);
-    const at::Tensor batch = normalised_batch(data, begin, count).to(device);
-    for (std::size_t i = 0; i + 1 < models.size(); ++i) {
-      earlier[i].assign(taps.size(), {});
-      observers[i].run(
-          {models[i].preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
-            earlier[i][t].push_back(value.clone());  // operators that follow may work in place
-          });
+  Phase phase(progress, "activations", data.size() * static_cast<std::int64_t>(passes.size()),
+              "images");
+  std::int64_t done = 0;
+  for (const std::vector<std::size_t>& pass : passes) {
+    Collector collector(models, groups, taps, pass, options.scope);
+    for (std::int64_t begin = 0; begin < data.size(); begin += options.batch_size) {
+      stop_here_if_requested();
+      const std::int64_t images = std::min(options.batch_size, data.size() - begin);
+      collector.add(normalised_batch(data, begin, images).to(device));
+      done += images;
+      phase.update(done);
     }
-    std::vector<std::size_t> uses(taps.size(), 0);
-    observers.back().run(
-        {models.back().preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
-          const UnitGroup& group = groups.groups[taps[t].group];
-          const UnitStack stack = stack_of(group, static_cast<std::int64_t>(models.size()));
-          std::vector<at::Tensor> features;
-          std::int64_t axis = 0;
-          const auto add = [&](const at::Tensor& tensor) {
-            const auto model = static_cast<std::int64_t>(features.size());
-            auto [shaped, unit] = unit_axis(tensor, group.name, stack.units(model), taps[t]);
-            axis = unit;
-            features.push_back(std::move(shaped));
-          };
-          for (Seen& seen : earlier) {
-            if (uses[t] >= seen[t].size()) fail_use_counts(taps[t], groups);
-            add(seen[t][uses[t]]);
-          }
-          add(value);
-          ++uses[t];
-          accumulators[taps[t].group].add(features, axis, taps[t].tap.at);
-        });
-    for (std::size_t t = 0; t < taps.size(); ++t)
-      for (const Seen& seen : earlier)
-        if (seen[t].size() != uses[t]) fail_use_counts(taps[t], groups);
-    phase.update(begin + count);
-  }
-
-  std::vector<Similarity> result;
-  for (std::size_t g = 0; g < accumulators.size(); ++g) {
-    if (groups.groups[g].members.empty()) {
-      result.push_back(no_similarity(
-          stack_of(groups.groups[g], static_cast<std::int64_t>(models.size())), scope));
-      continue;
-    }
-    const std::string where = "activations of group " + groups.groups[g].name;
-    result.push_back(measure == SimilarityMeasure::kCorrelation ? accumulators[g].correlation(where)
-                                                                : accumulators[g].cosine(where));
+    for (const std::size_t g : pass) result[g] = collector.take(g, options.measure);
   }
   return result;
+}
+
+std::int64_t statistics_bytes(const UnitGroups& groups, std::int64_t models,
+                              const StatisticsOptions& options) {
+  std::int64_t sums = 0;
+  std::int64_t results = 0;
+  for (const std::vector<std::size_t>& pass : passes_over(groups, models, options)) {
+    std::int64_t bytes = 0;
+    for (const std::size_t g : pass) {
+      const UnitStack stack = stack_of(groups.groups[g], models);
+      bytes += SimilarityAccumulator::bytes(stack, options.scope);
+      results += packed_size(stack, options.scope) * static_cast<std::int64_t>(sizeof(float));
+    }
+    sums = std::max(sums, bytes);
+  }
+  return sums + results;
 }
 
 }  // namespace weightsmith

@@ -12,19 +12,31 @@
 
 namespace weightsmith {
 
+struct StatisticsOptions {
+  std::int64_t batch_size = 128;
+  SimilarityMeasure measure = SimilarityMeasure::kCorrelation;
+  Similarity::Scope scope = Similarity::Scope::kAllPairs;
+  std::int64_t memory = std::int64_t{2} << 30;  ///< bytes that sums of products may take, see below
+};
+
 /// Similarity of the units of every group by what they compute: all models see the same samples,
-/// and the activations at a group's taps are accumulated as they appear, one pass over the data.
-/// Held at a time: the taps of one batch for all models but the last. Tensors that a tap may show:
-/// (B, n, …) for a consumer with spatial axes (convolution); (…, n) for a linear one, or (…, n·k)
-/// where an image was flattened, k consecutive elements a unit, which count as k more positions.
-/// Result: one Similarity a group, in the order of the groups.
+/// and the activations at a group's taps are accumulated as they appear. One pass over the data
+/// serves as many groups as `memory` holds the sums of, and at least one; where it holds all, as
+/// for most networks, there is one pass. The result does not depend on it. Held at a time beside
+/// the results and these sums: the taps of one batch for all models but the last. Tensors that a
+/// tap may show: (B, n, …) for a consumer with spatial axes (convolution); (…, n) for a linear one,
+/// or (…, n·k) where an image was flattened, k consecutive elements a unit, which count as k more
+/// positions. Result: one a group, in the order of the groups.
 /// Throws Error{kInput} naming the group when it has no tap, or the tap's shape does not hold its
 /// units, and Error{kNumeric} naming the tap for non-finite activations.
-std::vector<Similarity> activation_similarity(std::vector<ScriptModel>& models,
-                                              const UnitGroups& groups, const Dataset& data,
-                                              std::int64_t batch_size, SimilarityMeasure measure,
-                                              Similarity::Scope scope, at::Device device,
-                                              Progress& progress);
+std::vector<PackedSimilarity> activation_similarity(std::vector<ScriptModel>& models,
+                                                    const UnitGroups& groups, const Dataset& data,
+                                                    const StatisticsOptions& options,
+                                                    at::Device device, Progress& progress);
+
+/// What activation_similarity takes for its results and sums together, in bytes.
+std::int64_t statistics_bytes(const UnitGroups& groups, std::int64_t models,
+                              const StatisticsOptions& options);
 
 /// Runs every model once on `batch` (preprocessing comes on top) and throws what
 /// activation_similarity would: a tap that is missing, not reached, used a different number of

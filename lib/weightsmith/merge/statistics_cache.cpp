@@ -20,23 +20,23 @@ std::filesystem::path StatisticsCache::file() const {
   return folder_ / fmt::format("activations-{}.safetensors", key_.substr(0, 16));
 }
 
-std::optional<std::vector<Similarity>> StatisticsCache::load(const UnitGroups& groups,
-                                                             Similarity::Scope scope,
-                                                             std::int64_t models,
-                                                             Progress& progress) const {
+std::optional<std::vector<PackedSimilarity>> StatisticsCache::load(const UnitGroups& groups,
+                                                                   Similarity::Scope scope,
+                                                                   std::int64_t models,
+                                                                   Progress& progress) const {
   if (folder_.empty() || !std::filesystem::exists(file())) return std::nullopt;
   try {
     const SafetensorsFile stored = read_safetensors(file());
     const auto key = stored.metadata.find("key");
     if (key == stored.metadata.end() || key->second != key_)
       throw Error(ErrorKind::kInput, file().string(), "holds the statistics of something else");
-    std::vector<Similarity> similarities;
+    std::vector<PackedSimilarity> similarities;
     for (const UnitGroup& group : groups.groups) {
       const auto values = stored.tensors.find("similarity/" + group.name);
       if (values == stored.tensors.end())
         throw Error(ErrorKind::kInput, file().string(), "lacks group " + group.name);
       similarities.push_back({scope, stack_of(group, models), values->second});
-      check_similarity(similarities.back(), file().string());
+      check_packed(similarities.back(), file().string());
     }
     return similarities;
   } catch (const Error& e) {
@@ -46,14 +46,14 @@ std::optional<std::vector<Similarity>> StatisticsCache::load(const UnitGroups& g
 }
 
 void StatisticsCache::store(const UnitGroups& groups,
-                            const std::vector<Similarity>& similarities) const {
+                            const std::vector<PackedSimilarity>& similarities) const {
   if (folder_.empty()) return;
   WS_CHECK(similarities.size() == groups.groups.size());
   make_folder(folder_);
   TensorMap tensors;
   for (std::size_t g = 0; g < similarities.size(); ++g)
     tensors["similarity/" + groups.groups[g].name] = similarities[g].values;
-  write_safetensors(file(), tensors, {{"format", "weightsmith similarities 1"}, {"key", key_}});
+  write_safetensors(file(), tensors, {{"format", "weightsmith similarities 2"}, {"key", key_}});
 }
 
 }  // namespace weightsmith

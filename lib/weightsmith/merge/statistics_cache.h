@@ -20,10 +20,11 @@ class StatisticsCache {
 
   /// The similarities stored under the key; nothing when there are none. A file that is damaged, or
   /// not what its name says, is reported to `progress` and counts as none.
-  std::optional<std::vector<Similarity>> load(const UnitGroups& groups, Similarity::Scope scope,
-                                              std::int64_t models, Progress& progress) const;
+  std::optional<std::vector<PackedSimilarity>> load(const UnitGroups& groups,
+                                                    Similarity::Scope scope, std::int64_t models,
+                                                    Progress& progress) const;
   /// Throws Error{kOutput}.
-  void store(const UnitGroups& groups, const std::vector<Similarity>& similarities) const;
+  void store(const UnitGroups& groups, const std::vector<PackedSimilarity>& similarities) const;
 
  private:
   std::filesystem::path file() const;

@@ -36,6 +36,10 @@ Dataset samples(const at::Tensor& images) {
   return data;
 }
 
+at::Tensor all_values(const PackedSimilarity& similarity) {
+  return unpacked(similarity, Similarity::Scope::kAllPairs).values;
+}
+
 TEST_CASE("activation similarity of the golden MLP is the authors'", "[merge]") {
   const SafetensorsFile file = read_safetensors(golden("mudsc/net_mlp_N2.safetensors"));
   std::vector<ScriptModel> models = two_mlps();
@@ -55,12 +59,11 @@ TEST_CASE("activation similarity of the golden MLP is the authors'", "[merge]") 
   // 24, 24 and 16 samples, as the authors' batches were; the result depends on no batch size.
   for (const std::int64_t batch_size : {24, 64, 10}) {
     const auto similarity =
-        activation_similarity(models, groups, data, batch_size, SimilarityMeasure::kCorrelation,
-                              Similarity::Scope::kAllPairs, at::kCPU, progress);
+        activation_similarity(models, groups, data, {.batch_size = batch_size}, at::kCPU, progress);
     for (int g = 0; g < 2; ++g) {
       const at::Tensor wanted = file.tensors.at("act_sims/" + std::to_string(g));
       CAPTURE(batch_size, g);
-      CHECK((similarity[g].values - wanted).abs().max().item<double>() < 1e-5);
+      CHECK((all_values(similarity[g]) - wanted).abs().max().item<double>() < 1e-5);
     }
   }
 }
@@ -94,15 +97,45 @@ TEST_CASE("the cross-model scope is a part of all pairs", "[merge]") {
   const Dataset data = samples(at::randn({40, 12}));
   NoProgress progress;
   for (const auto measure : {SimilarityMeasure::kCorrelation, SimilarityMeasure::kCosine}) {
-    const auto all = activation_similarity(models, groups, data, 16, measure,
-                                           Similarity::Scope::kAllPairs, at::kCPU, progress);
-    const auto cross = activation_similarity(models, groups, data, 16, measure,
-                                             Similarity::Scope::kCrossModel, at::kCPU, progress);
+    StatisticsOptions options{.batch_size = 16, .measure = measure};
+    const auto all = activation_similarity(models, groups, data, options, at::kCPU, progress);
+    options.scope = Similarity::Scope::kCrossModel;
+    const auto cross = activation_similarity(models, groups, data, options, at::kCPU, progress);
     for (std::size_t g = 0; g < groups.groups.size(); ++g) {
+      const at::Tensor part = unpacked(all[g], options.scope).values;
+      CHECK(at::allclose(cross[g].values, part, 1e-5, 1e-6));
       const std::int64_t n = groups.groups[g].units;
-      CHECK(at::allclose(cross[g].values[0], all[g].values.narrow(0, 0, n).narrow(1, n, n), 1e-5,
-                         1e-6));
+      CHECK(at::equal(part[0], all_values(all[g]).narrow(0, 0, n).narrow(1, n, n)));
     }
+  }
+}
+
+TEST_CASE("little memory takes more passes over the data, for the same result", "[merge]") {
+  std::vector<ScriptModel> models = two_mlps();
+  const UnitGroups groups = unit_groups_for(models.front(), "auto");
+  at::manual_seed(0);
+  const Dataset data = samples(at::randn({40, 12}));
+  struct Images : Progress {
+    void begin(std::string_view, std::int64_t total, std::string_view) override { images = total; }
+    void update(std::int64_t, std::string_view) override {}
+    void end() override {}
+    std::int64_t images = 0;
+  } progress;
+  for (const auto scope : {Similarity::Scope::kAllPairs, Similarity::Scope::kCrossModel}) {
+    StatisticsOptions options{.batch_size = 16, .scope = scope};
+    const auto wanted = activation_similarity(models, groups, data, options, at::kCPU, progress);
+    CHECK(progress.images == 40);
+    const std::int64_t results =
+        packed_size(wanted[0].stack, scope) * 4 + packed_size(wanted[1].stack, scope) * 4;
+    const std::int64_t at_once = statistics_bytes(groups, 2, options) - results;
+    options.memory = 0;  // a group at a time
+    const std::int64_t one_by_one = statistics_bytes(groups, 2, options) - results;
+    CHECK(one_by_one >= 8 * packed_size(wanted[0].stack, scope));
+    CHECK(one_by_one < 0.6 * at_once);
+    const auto found = activation_similarity(models, groups, data, options, at::kCPU, progress);
+    CHECK(progress.images == 80);
+    for (std::size_t g = 0; g < groups.groups.size(); ++g)
+      CHECK(at::equal(found[g].values, wanted[g].values));
   }
 }
 
@@ -112,8 +145,7 @@ TEST_CASE("a group without a tap, or with one that does not hold its units, is n
   const Dataset data = samples(at::randn({4, 12}));
   NoProgress progress;
   const auto collect = [&] {
-    activation_similarity(models, groups, data, 4, SimilarityMeasure::kCorrelation,
-                          Similarity::Scope::kAllPairs, at::kCPU, progress);
+    activation_similarity(models, groups, data, {.batch_size = 4}, at::kCPU, progress);
   };
   groups.groups[1].taps = {UnitTap("fc1.weight/input")};  // 12 values, no multiple of 14
   expect_error(ErrorKind::kInput, {"group fc2", "fc1.weight/input", "14 units"}, collect);
@@ -128,8 +160,7 @@ TEST_CASE("activations that are not finite stop with the tap's name", "[merge]")
   images[2][3] = std::numeric_limits<float>::infinity();
   NoProgress progress;
   expect_error(ErrorKind::kNumeric, {"fc2.weight/input"}, [&] {
-    activation_similarity(models, groups, samples(images), 4, SimilarityMeasure::kCorrelation,
-                          Similarity::Scope::kAllPairs, at::kCPU, progress);
+    activation_similarity(models, groups, samples(images), {.batch_size = 4}, at::kCPU, progress);
   });
 }
 
@@ -150,8 +181,7 @@ TEST_CASE("nearly constant activations far from zero, and dead units, keep their
   }
   NoProgress progress;
   const auto found =
-      activation_similarity(models, groups, data, 32, SimilarityMeasure::kCorrelation,
-                            Similarity::Scope::kAllPairs, at::kCPU, progress);
+      activation_similarity(models, groups, data, {.batch_size = 32}, at::kCPU, progress);
   // The slow twin: everything at once, in double, from the rounded activations that were seen.
   std::vector<at::Tensor> rows;
   for (ScriptModel& model : models) {
@@ -166,8 +196,9 @@ TEST_CASE("nearly constant activations far from zero, and dead units, keep their
   const at::Tensor deviation = covariance.diag().sqrt();
   CHECK(deviation[0].item<double>() < 0.02);
   const at::Tensor wanted = covariance / at::outer(deviation, deviation).clamp_min(1e-7);
-  CHECK((found[0].values.to(at::kDouble) - wanted).abs().max().item<double>() < 1e-3);
-  CHECK(found[0].values[5].abs().max().item<double>() == 0);
+  const at::Tensor values = all_values(found[0]);
+  CHECK((values.to(at::kDouble) - wanted).abs().max().item<double>() < 1e-3);
+  CHECK(values[5].abs().max().item<double>() == 0);
 }
 
 }  // namespace

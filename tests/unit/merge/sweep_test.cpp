@@ -141,9 +141,10 @@ TEST_CASE("the cache gives back what was stored under a key, and nothing else", 
   const TemporaryFolder folder;
   const UnitGroups groups = two_groups();
   at::manual_seed(1);
-  std::vector<Similarity> stored;
+  std::vector<PackedSimilarity> stored;
   for (const UnitGroup& g : groups.groups)
-    stored.push_back(all_pairs_similarity(at::randn({2 * g.units, 2 * g.units}), 2, "test"));
+    stored.push_back(
+        packed(all_pairs_similarity(at::randn({2 * g.units, 2 * g.units}), 2, "test")));
   const std::string key(64, 'a');
   const StatisticsCache cache(folder / "cache", key);
   Warnings warnings;

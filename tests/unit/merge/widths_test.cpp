@@ -107,9 +107,8 @@ TEST_CASE("a network zips with a wider copy of itself without a loss", "[merge]"
     }());
     data.labels = at::zeros({60}, at::kLong);
     data.classes = 1;
-    const std::vector<Similarity> activation =
-        activation_similarity(models, groups, data, 20, SimilarityMeasure::kCorrelation,
-                              Similarity::Scope::kAllPairs, at::kCPU, progress);
+    const std::vector<PackedSimilarity> activation =
+        activation_similarity(models, groups, data, {.batch_size = 20}, at::kCPU, progress);
 
     // The width of the narrow network, and the mean of both.
     for (const auto& [space, reduce] :
