@@ -24,6 +24,7 @@ namespace weightsmith {
 using nlohmann::json;
 
 void MergeRun::load_models() {
+  return_freed_memory();  // a proof frees much between the allocations of what it keeps
   Phase phase(run_.progress(), "load models", static_cast<std::int64_t>(config_.models.size()),
               "models");
   LoadOptions options;
@@ -305,7 +306,10 @@ MatchResult MergeRun::match(const VariantConfig& variant) {
   MatchResult matched =
       candidates.size() == 1 ? match_candidate(candidates.front()) : sweep(variant);
   // Of a large network they take more than its weights do.
-  if (is_last) activation_ = {};
+  if (is_last) {
+    activation_ = {};
+    return_freed_memory();
+  }
   return matched;
 }
 

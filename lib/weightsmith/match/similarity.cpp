@@ -1,6 +1,7 @@
 #include "weightsmith/match/similarity.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
@@ -32,9 +33,6 @@ void check_values(const at::Tensor& values, const UnitStack& stack, bool even_or
           values.defined() ? fmt::format("{}", fmt::join(values.sizes(), ", ")) : std::string()),
       fmt::format("contiguous float32 of shape [{}] on the CPU is needed", fmt::join(shape, ", ")));
 }
-
-/// Where row r of a packed matrix of size n would begin, if it had its left part.
-std::int64_t packed_row(std::int64_t r, std::int64_t n) { return r * n - r * (r + 1) / 2; }
 
 }  // namespace
 
@@ -128,13 +126,17 @@ Similarity unpacked(const PackedSimilarity& similarity, Similarity::Scope scope)
   }
   // Mirrored tile by tile: a plain transposed write would miss the caches.
   constexpr std::int64_t kTile = 64;
-  for (std::int64_t r0 = 0; r0 < n; r0 += kTile)
-    for (std::int64_t c0 = r0; c0 < n; c0 += kTile)
-      for (std::int64_t r = r0; r < std::min(r0 + kTile, n); ++r) {
-        const float* const row = from + packed_row(r, n);
-        for (std::int64_t c = std::max(c0, r); c < std::min(c0 + kTile, n); ++c)
-          to[r * n + c] = to[c * n + r] = row[c];
-      }
+  const auto tile = [&](std::int64_t r0, std::int64_t c0) {
+    for (std::int64_t r = r0; r < std::min(r0 + kTile, n); ++r) {
+      const float* const row = from + packed_row(r, n);
+      for (std::int64_t c = std::max(c0, r); c < std::min(c0 + kTile, n); ++c)
+        to[r * n + c] = to[c * n + r] = row[c];
+    }
+  };
+  at::parallel_for(0, (n + kTile - 1) / kTile, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t)
+      for (std::int64_t c0 = t * kTile; c0 < n; c0 += kTile) tile(t * kTile, c0);
+  });
   return result;
 }
 
@@ -155,8 +157,8 @@ void check_finite(const Similarity& similarity, std::string_view where) {
   }
 }
 
-Similarity blend(const Similarity& weight, const Similarity& activation, double balance,
-                 std::string_view where) {
+void blend(Similarity& weight, const Similarity& activation, double balance,
+           std::string_view where) {
   check_similarity(weight, where);
   check_similarity(activation, where);
   if (weight.scope != activation.scope || weight.stack != activation.stack)
@@ -165,10 +167,7 @@ Similarity blend(const Similarity& weight, const Similarity& activation, double 
                             weight.stack.size(), weight.stack.models(), activation.stack.size(),
                             activation.stack.models()),
                 "both spaces must describe the same units");
-  Similarity result = weight;
-  result.values = at::mul(weight.values, balance);
-  result.values.add_(activation.values, 1.0 - balance);
-  return result;
+  weight.values.mul_(balance).add_(activation.values, 1.0 - balance);
 }
 
 }  // namespace weightsmith

@@ -37,6 +37,12 @@ struct PackedSimilarity {
 /// How many values a packed similarity holds.
 std::int64_t packed_size(const UnitStack& stack, Similarity::Scope scope);
 
+/// Where row r of the packed matrix of O units would begin, if it had its left part: the similarity
+/// of units r ≤ c stands at packed_row(r, O) + c.
+inline std::int64_t packed_row(std::int64_t r, std::int64_t units) {
+  return r * units - r * (r + 1) / 2;
+}
+
 PackedSimilarity packed(const Similarity& similarity);
 
 /// What was packed, or of all pairs the part that kCrossModel asks for (which models with unequal
@@ -62,9 +68,9 @@ void check_similarity(const Similarity& similarity, std::string_view where);
 /// itself, says nothing and may hold anything.
 void check_finite(const Similarity& similarity, std::string_view where);
 
-/// Dual space (MuDSC): balance * weight + (1 - balance) * activation, balance in [0, 1]; a new
-/// tensor. Both must have the same scope and sizes (Error{kInput} naming `where`).
-Similarity blend(const Similarity& weight, const Similarity& activation, double balance,
-                 std::string_view where);
+/// Dual space (MuDSC): `weight` becomes balance * weight + (1 - balance) * activation, balance in
+/// [0, 1]. Both must have the same scope and sizes (Error{kInput} naming `where`).
+void blend(Similarity& weight, const Similarity& activation, double balance,
+           std::string_view where);
 
 }  // namespace weightsmith

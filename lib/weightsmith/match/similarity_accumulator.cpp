@@ -217,52 +217,82 @@ void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
 }
 
 Similarity SimilarityAccumulator::correlation(std::string_view where) const {
-  return normalised(true, where);
+  return whole(true, where);
 }
 
 Similarity SimilarityAccumulator::cosine(std::string_view where) const {
-  return normalised(false, where);
+  return whole(false, where);
 }
 
-Similarity SimilarityAccumulator::normalised(bool centred, std::string_view where) const {
+PackedSimilarity SimilarityAccumulator::packed_correlation(std::string_view where) const {
+  return packed(true, where);
+}
+
+PackedSimilarity SimilarityAccumulator::packed_cosine(std::string_view where) const {
+  return packed(false, where);
+}
+
+Similarity SimilarityAccumulator::whole(bool centred, std::string_view where) const {
+  Similarity result = no_similarity(stack_, scope_);
+  float* const values = result.values.data_ptr<float>();
+  const std::int64_t stacked = stack_.size();
+  const std::int64_t n = stack_.units(0);
+  if (scope_ == Similarity::Scope::kAllPairs)
+    normalise(centred, where, [=](std::int64_t u, std::int64_t v, float value) {
+      values[u * stacked + v] = values[v * stacked + u] = value;
+    });
+  else
+    normalise(centred, where, [=](std::int64_t u, std::int64_t v, float value) {
+      values[(v / n - 1) * n * n + u * n + v % n] = value;
+    });
+  return result;
+}
+
+PackedSimilarity SimilarityAccumulator::packed(bool centred, std::string_view where) const {
+  if (scope_ == Similarity::Scope::kCrossModel) return weightsmith::packed(whole(centred, where));
+  PackedSimilarity result{scope_, stack_, at::empty({packed_size(stack_, scope_)}, at::kFloat)};
+  float* const values = result.values.data_ptr<float>();
+  const std::int64_t stacked = stack_.size();
+  normalise(centred, where, [=](std::int64_t u, std::int64_t v, float value) {
+    values[packed_row(u, stacked) + v] = value;
+  });
+  return result;
+}
+
+/// Calls put(u, v, value) for all pairs that are asked for, u ≤ v; from several threads.
+template <class Put>
+void SimilarityAccumulator::normalise(bool centred, std::string_view where, const Put& put) const {
   if (count_ == 0)
     throw Error(ErrorKind::kInput, where, "no features were collected",
                 "the similarity of units needs at least one observation");
-  const std::int64_t stacked = stack_.size();
-  const bool all_pairs = scope_ == Similarity::Scope::kAllPairs;
-  Similarity result = no_similarity(stack_, scope_);
   const auto count = static_cast<double>(count_);
   const double* const mean = mean_.data_ptr<double>();
-  std::vector<double> scale(stacked);  // sigma, or the norm
-  for (std::int64_t u = 0; u < stacked; ++u)
+  std::vector<double> scale(stack_.size());  // sigma, or the norm
+  for (std::size_t u = 0; u < scale.size(); ++u)
     scale[u] =
         std::sqrt(squares_.data_ptr<double>()[u] / count + (centred ? 0.0 : mean[u] * mean[u]));
   const double smallest = centred ? kSmallestScale : std::numeric_limits<double>::min();
-  float* const values = result.values.data_ptr<float>();
-  const std::int64_t n = stack_.units(0);
   for (const Products& products : products_) {
     const std::int64_t height = products.sums.size(0);
     const std::int64_t width = products.sums.size(1);
     const double* const sums = products.sums.data_ptr<double>();
-    // Of all pairs the mirror image too, tile by tile: a plain transposed write would miss the
-    // caches.
+    // Tile by tile: a mirror image written row by row would miss the caches.
     constexpr std::int64_t kTile = 64;
-    for (std::int64_t r0 = 0; r0 < height; r0 += kTile)
-      for (std::int64_t c0 = 0; c0 < width; c0 += kTile)
-        for (std::int64_t r = r0; r < std::min(r0 + kTile, height); ++r)
-          for (std::int64_t c = c0; c < std::min(c0 + kTile, width); ++c) {
-            const std::int64_t u = products.row + r;
-            const std::int64_t v = products.column + c;
-            if (v < u) continue;
-            const double moment = sums[r * width + c] / count + (centred ? 0.0 : mean[u] * mean[v]);
-            const auto value = static_cast<float>(moment / std::max(scale[u] * scale[v], smallest));
-            if (all_pairs)
-              values[u * stacked + v] = values[v * stacked + u] = value;
-            else
-              values[(v / n - 1) * n * n + r * n + v % n] = value;
-          }
+    const auto tile = [&](std::int64_t r0, std::int64_t c0) {
+      for (std::int64_t r = r0; r < std::min(r0 + kTile, height); ++r)
+        for (std::int64_t c = c0; c < std::min(c0 + kTile, width); ++c) {
+          const std::int64_t u = products.row + r;
+          const std::int64_t v = products.column + c;
+          if (v < u) continue;
+          const double moment = sums[r * width + c] / count + (centred ? 0.0 : mean[u] * mean[v]);
+          put(u, v, static_cast<float>(moment / std::max(scale[u] * scale[v], smallest)));
+        }
+    };
+    at::parallel_for(0, (height + kTile - 1) / kTile, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t)
+        for (std::int64_t c0 = 0; c0 < width; c0 += kTile) tile(t * kTile, c0);
+    });
   }
-  return result;
 }
 
 }  // namespace weightsmith

@@ -57,6 +57,10 @@ class SimilarityAccumulator {
   /// for units that are always 0.
   Similarity cosine(std::string_view where) const;
 
+  /// The same, to be kept; nothing larger is made on the way.
+  PackedSimilarity packed_correlation(std::string_view where) const;
+  PackedSimilarity packed_cosine(std::string_view where) const;
+
   /// What sums of products take.
   static std::int64_t bytes(const UnitStack& stack, Similarity::Scope scope);
 
@@ -70,7 +74,10 @@ class SimilarityAccumulator {
   };
 
   void add_chunk(const std::vector<at::Tensor>& chunk, std::string_view where);
-  Similarity normalised(bool centred, std::string_view where) const;
+  Similarity whole(bool centred, std::string_view where) const;
+  PackedSimilarity packed(bool centred, std::string_view where) const;
+  template <class Put>
+  void normalise(bool centred, std::string_view where, const Put& put) const;
 
   UnitStack stack_;
   Similarity::Scope scope_;

@@ -274,8 +274,8 @@ class Matcher {
           weight_similarity(states_, groups_, uses_, member, state_.matchings, options_.similarity,
                             scope(), unmatched));
       if (options_.variant.space == MergeSpace::kDual)
-        similarity = blend(similarity, unpacked(activation_[member], scope()),
-                           options_.variant.balance, "group " + groups_.groups[member].name);
+        blend(similarity, unpacked(activation_[member], scope()), options_.variant.balance,
+              "group " + groups_.groups[member].name);
     }
     std::vector<Matching> matchings = match(bundle, similarities);
     for (std::size_t i = 0; i < bundle.size(); ++i) {

@@ -15,6 +15,7 @@
 #include "weightsmith/core/stop.h"
 #include "weightsmith/match/similarity_accumulator.h"
 #include "weightsmith/merge/transform.h"
+#include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/model/taps.h"
 
 namespace weightsmith {
@@ -179,8 +180,8 @@ class Collector {
   PackedSimilarity take(std::size_t g, SimilarityMeasure measure) {
     const auto node = accumulators_.extract(g);
     const std::string where = "activations of group " + groups_.groups[g].name;
-    return packed(measure == SimilarityMeasure::kCorrelation ? node.mapped().correlation(where)
-                                                             : node.mapped().cosine(where));
+    return measure == SimilarityMeasure::kCorrelation ? node.mapped().packed_correlation(where)
+                                                      : node.mapped().packed_cosine(where);
   }
 
  private:
@@ -257,6 +258,7 @@ std::vector<PackedSimilarity> activation_similarity(std::vector<ScriptModel>& mo
       phase.update(done);
     }
     for (const std::size_t g : pass) result[g] = collector.take(g, options.measure);
+    return_freed_memory();
   }
   return result;
 }

@@ -44,6 +44,13 @@ void keep_freed_memory() {
 #endif
 }
 
+void return_freed_memory() {
+#ifdef __GLIBC__
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);  // a fixed one; by default it grows
+  ::malloc_trim(0);
+#endif
+}
+
 bool is_out_of_memory(std::string_view message) {
   return message.find("can't allocate memory") != std::string_view::npos ||
          message.find("out of memory") != std::string_view::npos;

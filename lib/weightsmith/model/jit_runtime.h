@@ -19,6 +19,11 @@ void prepare_jit_runtime();
 /// inputs then take up to four times as long. Does nothing with another C library.
 void keep_freed_memory();
 
+/// Hands the system back what is free now, and, as long as keep_freed_memory was not called, large
+/// blocks as soon as they are freed. By default the C library comes to keep blocks of up to 32 MiB,
+/// so that a process may hold far more than it uses. Does nothing where it is not glibc.
+void return_freed_memory();
+
 /// Whether the message of a LibTorch exception says that memory ran out, on any device.
 bool is_out_of_memory(std::string_view message);
 

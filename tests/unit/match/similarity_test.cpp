@@ -215,3 +215,35 @@ TEST_CASE("features of the wrong shape or number, and none at all, are refused")
   statistics.add({at::empty({0, 4}), at::empty({0, 4})}, 1, "t");
   expect_error(ErrorKind::kInput, {"fc: no features"}, [&] { statistics.correlation("fc"); });
 }
+
+TEST_CASE("packed similarities hold what the whole ones do") {
+  Rng rng(46);
+  // More units than a tile or a strip has, and not as many in every model.
+  for (const UnitStack& stack :
+       {UnitStack(2, 300), UnitStack(std::vector<std::int64_t>{130, 1, 77})}) {
+    SimilarityAccumulator all(stack, Scope::kAllPairs);
+    std::vector<at::Tensor> features;
+    for (std::int64_t i = 0; i < stack.models(); ++i)
+      features.push_back(random_matrix(stack.units(i), 40, rng));
+    all.add(features, 0, "x");
+    const at::Tensor slow = slow_correlation(at::cat(features));
+    const Similarity whole = all.correlation("x");
+    CHECK(largest_difference(whole.values, slow) < 1e-5);
+    CHECK(at::equal(whole.values, whole.values.t()));
+
+    const PackedSimilarity kept = all.packed_correlation("x");
+    CHECK(kept.values.numel() == stack.size() * (stack.size() + 1) / 2);
+    CHECK(at::equal(kept.values, packed(whole).values));
+    CHECK(at::equal(all.packed_cosine("x").values, packed(all.cosine("x")).values));
+    CHECK(at::equal(unpacked(kept, Scope::kAllPairs).values, whole.values));
+    if (!stack.is_even()) continue;
+    const at::Tensor part = unpacked(kept, Scope::kCrossModel).values;
+    CHECK(at::equal(part, cross_blocks(whole.values, stack.models())));
+    SimilarityAccumulator cross(stack, Scope::kCrossModel);
+    cross.add(features, 0, "x");
+    CHECK(largest_difference(cross.packed_correlation("x").values, part) < 1e-6);
+  }
+  PackedSimilarity wrong{Scope::kAllPairs, {2, 3}, at::zeros({20})};
+  expect_error(ErrorKind::kInput, {"x.safetensors", "[21]"},
+               [&] { check_packed(wrong, "x.safetensors"); });
+}
