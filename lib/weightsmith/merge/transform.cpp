@@ -221,6 +221,14 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
   const bool weighted = !factors.empty();
   if (is_identity(matching, model) && !weighted) return tensor;
 
+  if (tensor.device().is_cpu() && keep_inside == 0 && member.groups == 1 && member.axis < 2 &&
+      (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble)) {
+    std::vector<AxisMap> axes;  // rows and columns, of which one moves
+    for (std::int64_t axis = 0; axis < 2; ++axis)
+      axes.emplace_back(axis < tensor.dim() ? tensor.size(axis) : 1);
+    axes[member.axis].spread(member, matching, model, factors);
+    return blend({tensor}, {axes[0]}, {axes[1]}, {1.0}, 1);
+  }
   const std::int64_t period = keep_inside > 0     ? keep_inside
                               : member.groups > 1 ? tensor.size(member.axis)
                                                   : 0;
@@ -264,9 +272,10 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
 }
 
 at::Tensor unit_rows(const at::Tensor& tensor, const GroupMember& member, std::int64_t units) {
-  return axis_first(tensor, member)
-      .index_select(0, positions_of(member).to(tensor.device()))
-      .reshape({units, -1});
+  at::Tensor rows = axis_first(tensor, member);
+  if (!member.index.empty() || member.length < rows.size(0))
+    rows = rows.index_select(0, positions_of(member).to(tensor.device()));
+  return rows.reshape({units, -1});
 }
 
 at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
