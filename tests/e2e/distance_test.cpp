@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <csignal>
 #include <cstring>
+#include <map>
 #include <thread>
 
 #include "support/files.h"
@@ -67,6 +68,7 @@ const Family& family() {
 
 json measure(const fs::path& folder, const json& config,
              const std::vector<std::string>& more = {}) {
+  fs::create_directories(folder);
   std::vector<std::string> arguments{"--config", write_config(folder / "gif.json", config),
                                      "--out",    (folder / "out").string(),
                                      "--quiet",  "--overwrite"};
@@ -329,6 +331,107 @@ TEST_CASE("relatedness and unlearning") {
   CHECK(fs::exists(folder / "out" / "curves.svg"));
 }
 
+TEST_CASE("unlearning: curves over checkpoints against the reference's, step by step") {
+  const TemporaryFolder folder;
+  json config = family().config();
+  config["reference"]["data"] = {{"split", "train"}, {"classes", {9}}, {"limit", 40}};
+  config["field"]["target"] = "label";
+  const auto sequence = [](const std::string& name, const json& models) {
+    return json{{"name", name}, {"models", models}};
+  };
+  config["task"] = {{"type", "unlearning"},
+                    {"reference", {"victim", "other0", "tuned0"}},
+                    {"sequences",
+                     {sequence("a", {"tuned0", "other1", "tuned0"}),
+                      sequence("a", {"tuned1", "other2", "victim"}),
+                      sequence("b", {"other3", "other4", "other3"})}}};
+  const json curves = measure(folder.path(), config)["sequences"];
+  const std::string table = read_bytes(folder / "out" / "curves.csv");
+  json pairs = config;
+  pairs["task"] = {{"type", "matrix"}};
+  const json all = measure(folder.path(), pairs);
+  std::map<std::string, std::size_t> at;
+  for (std::size_t i = 0; i < config["models"].size(); ++i) at[config["models"][i]["name"]] = i;
+  const auto distance = [&](const std::string& a, const std::string& b) {
+    return all["distances"][at.at(a)][at.at(b)].get<double>();
+  };
+  REQUIRE(curves.size() == 2);
+  const std::vector<std::pair<double, double>> replicates{
+      {distance("victim", "tuned0"), distance("victim", "tuned1")},
+      {distance("other0", "other1"), distance("other0", "other2")},
+      {distance("tuned0", "tuned0"), distance("tuned0", "victim")}};
+  CHECK(curves[0]["replicates"] == 2);
+  REQUIRE(curves[0]["distance"].size() == 3);
+  for (std::size_t t = 0; t < 3; ++t) {
+    const auto [first, second] = replicates[t];
+    CHECK(curves[0]["distance"][t].get<double>() == Approx((first + second) / 2).margin(1e-6));
+    CHECK(curves[0]["deviation"][t].get<double>() ==
+          Approx(std::abs(first - second) / std::sqrt(2.0)).margin(1e-6));
+  }
+  // Of a single sequence, bounds by resampling samples.
+  CHECK(curves[1]["replicates"] == 1);
+  REQUIRE(curves[1]["distance"].size() == 3);
+  const std::vector<double> single{distance("victim", "other3"), distance("other0", "other4"),
+                                   distance("tuned0", "other3")};
+  for (std::size_t t = 0; t < 3; ++t) {
+    CHECK(curves[1]["distance"][t].get<double>() == Approx(single[t]).margin(1e-6));
+    CHECK(curves[1]["low"][t].get<double>() < single[t]);
+    CHECK(curves[1]["high"][t].get<double>() > single[t]);
+  }
+  CHECK_THAT(table, Catch::StartsWith("sequence,step,distance,deviation,low,high\na,0,"));
+  CHECK(std::count(table.begin(), table.end(), '\n') == 7);
+}
+
+TEST_CASE("a field without length is counted, and as far from others as can be") {
+  const TemporaryFolder folder;
+  const std::string flat = (folder / "flat.pt").string();
+  // Dead units: the inputs reach them, their slope is 0.
+  ScriptModel(make_network({{"w", {10, 64}}},
+                           "return torch.relu(-1.0 - x.flatten(1).abs()).sum(1, True) * "
+                           "self.w.sum(1)"),
+              flat)
+      .save(flat);
+  json config = family().config();
+  config["models"] = json::array({config["models"][0], {{"name", "flat"}, {"script", flat}}});
+  const json summary = measure(folder.path(), config);
+  CHECK(summary["zero_norms"] == json({0, 64 * 8}));
+  CHECK(summary["distances"][0][1].get<double>() == Approx(1));
+  CHECK(summary["distances"][1][1].get<double>() == Approx(1));
+}
+
+TEST_CASE("fields are never in memory at once") {
+  const TemporaryFolder folder;
+  json config;
+  for (const char* name : {"a", "b"}) {
+    const fs::path path = folder / (std::string(name) + ".pt");
+    save_builtin(path, "mlp", {{"inputs", 1024}, {"hidden", {8}}}, name[0]);
+    config["models"].push_back(path.string());
+  }
+  const auto peak = [&](std::int64_t samples) {
+    at::manual_seed(1);
+    const fs::path data = folder / "data.safetensors";
+    write_safetensors(data, {{"images", at::randn({samples, 1, 32, 32})},
+                             {"labels", at::zeros({samples}, at::kLong)}});
+    config["reference"] = {{"data", {{"format", "tensors"}, {"path", data.string()}}}};
+    config["field"] = {{"steps", 50}};
+    config["bootstrap"] = 0;
+    // A task that keeps no outputs or features.
+    config["task"] = {{"type", "unlearning"},
+                      {"reference", {"a"}},
+                      {"sequences", {{{"name", "b"}, {"models", {"b"}}}}}};
+    const ProgramResult result =
+        modelgif_dist({"--config", write_config(folder / "gif.json", config), "--out",
+                       (folder / "out").string(), "--quiet", "--overwrite"});
+    summary_of(result);
+    return result.peak_bytes;
+  };
+  // 2 x 200 kB a sample. The distances take up to 256 MB whatever there is to compare.
+  const std::int64_t some = peak(300), more = peak(900);
+  const double fields = 2.0 * 600 * 50 * 1024 * 4;  // that the second run has more
+  INFO(some << " and " << more << " bytes, " << fields << " of fields");
+  CHECK(static_cast<double>(more - some) < 0.1 * fields);
+}
+
 TEST_CASE("a network that rounding throws off is computed as it is") {
   const TemporaryFolder folder;
   // The last bit of what the sine is given is a turn of its phase. It is a product of two factors
@@ -400,22 +503,54 @@ TEST_CASE("a dry run writes nothing; damaged fields are computed again") {
   CHECK(measure(folder.path(), config)["distances"] == first["distances"]);
 }
 
-TEST_CASE("a run that is stopped goes on with the fields it has") {
-  const TemporaryFolder folder;
-  json config = family().config();
-  config["cache"] = (folder / "cache").string();
-  config["field"]["steps"] = 400;
-  config["batch_size"] = 400;
-  const std::string file = write_config(folder / "gif.json", config);
-  ProgramOptions options;
-  options.signal = SignalPlan{SIGTERM, folder / "cache", "", std::chrono::milliseconds(300)};
-  const ProgramResult stopped =
-      modelgif_dist({"--config", file, "--out", (folder / "out").string(), "--quiet"}, options);
-  if (stopped.exit_code != 0) CHECK(stopped.exit_code == 128 + SIGTERM);
-  const json whole = summary_of(
-      modelgif_dist({"--config", file, "--out", (folder / "out").string(), "--quiet", "--resume"}));
-  config["cache"] = (folder / "other").string();
-  CHECK(measure(folder.path(), config)["distances"] == whole["distances"]);
+TEST_CASE("a stopped run ends soon, and resumed it gives the bytes of one that never was") {
+  // A step count of its own is chosen again by the resumed run, and is the same.
+  for (const json& steps : {json(400), json("auto")}) {
+    INFO("steps " << steps);
+    const TemporaryFolder folder;
+    json config = family().config();
+    config["cache"] = (folder / "cache").string();
+    config["field"] = {{"steps", steps}, {"steps_tolerance", 1e-5}};
+    while (config["models"].size() > 4) config["models"].erase(4);
+    config["batch_size"] = steps.is_string() ? 5 : 25;
+    const std::string file = write_config(folder / "gif.json", config);
+    const fs::path out = folder / "out";
+    const std::vector<std::string> arguments{"--config",   file,       "--out",
+                                             out.string(), "--resume", "--verbose"};
+    ProgramOptions options;
+    options.signal = SignalPlan{SIGTERM, "", "field of tuned1", std::chrono::milliseconds(5)};
+    const ProgramResult stopped = modelgif_dist(arguments, options);
+    INFO(stopped.err);
+    REQUIRE(stopped.exit_code == 128 + SIGTERM);
+    CHECK(stopped.out.empty());
+    CHECK_THAT(stopped.err, Catch::Contains("stopped by signal 15"));
+    CHECK_THAT(stopped.err, Catch::Contains("--resume continues"));
+    // Within the field that was shown: the next one was not begun.
+    CHECK_THAT(stopped.err, !Catch::Contains("field of tuned2"));
+    CHECK_FALSE(fs::exists(out / "results.json"));
+    const auto kept = files_under(folder / "cache");
+    REQUIRE(kept.size() == 3);
+    CHECK(std::count_if(kept.begin(), kept.end(),
+                        [](const std::string& name) { return name.ends_with(".part"); }) == 1);
+
+    const ProgramResult resumed = modelgif_dist(arguments);
+    const json results = summary_of(resumed);
+    CHECK_THAT(resumed.err, !Catch::Contains("field of victim"));
+    CHECK_THAT(resumed.err, Catch::Contains("field of tuned2"));
+
+    config["cache"] = (folder / "undisturbed fields").string();
+    json wanted = measure(folder / "undisturbed", config);
+    if (steps.is_string()) {
+      CHECK(results["steps"] == wanted["steps"]);
+      CHECK(wanted["steps"].get<int>() > 16);  // enough for the signal to come in between
+    }
+    REQUIRE(files_under(folder / "cache") == files_under(folder / "undisturbed fields"));
+    for (const std::string& name : files_under(folder / "cache"))
+      CHECK(read_bytes(folder / "cache" / name) ==
+            read_bytes(folder / "undisturbed fields" / name));
+    for (const char* name : {"distances.csv", "distances.npy", "distances.svg", "tree.newick"})
+      CHECK(read_bytes(out / name) == read_bytes(folder / "undisturbed" / "out" / name));
+  }
 }
 
 TEST_CASE("a run killed at any moment computes at most one chunk of a field again") {
@@ -513,6 +648,18 @@ TEST_CASE("bad input of modelgif-dist") {
   refused(3, {"mixed.pt", "rest of the batch"},
           archive("mixed.pt", "return torch.matmul((x - x.mean(0)).flatten(1), self.w.t())"));
   refused(3, {"dense.pt", "(B, K)"}, archive("dense.pt", "return x * self.w.sum()"));
+  json few = archive("few.pt", "return torch.matmul(x.flatten(1), self.w.t())[:, :5]");
+  few["field"] = {{"target", "label"}};
+  refused(3, {"few.pt", "class", "5 outputs"}, few);
+  refused(5, {"infinite.pt", "sample 0", "not finite"},
+          archive("infinite.pt", "return torch.matmul(x.flatten(1), (self.w / 0.0).t())"));
+  refused(3, {"integer.pt", "no gradient"},
+          archive("integer.pt",
+                  "return torch.matmul(torch.round(x.flatten(1)).long().float(), self.w.t())"));
+  refused(3, {"norm.pt", "rest of the batch"},
+          archive("norm.pt",
+                  "h = torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, False)\n"
+                  "return torch.matmul(h.flatten(1), self.w.t())"));
   refused(3, {"none.pt"}, {{"models", {(folder / "none.pt").string()}}});
   refused(2, {"task.victim", "did you mean \"victim\"?"},
           {{"task", {{"type", "select"}, {"victim", "victm"}, {"independents", {"other0"}}}}});

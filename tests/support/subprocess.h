@@ -32,6 +32,7 @@ struct ProgramResult {
   int exit_code = -1;  ///< -1 when a signal or the timeout ended it
   int killed_by = 0;   ///< the signal that ended it, if one did
   bool timed_out = false;
+  std::int64_t peak_bytes = 0;  ///< largest resident memory
   std::string out;
   std::string err;
 };

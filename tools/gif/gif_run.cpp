@@ -354,10 +354,18 @@ void GifRun::compute_fields() {
         FieldFileWriter writer(path, models_[i].key, field_shape(), config_.field.store,
                                /*resume=*/true);
         // Another run with this cache may have been first.
-        if (fs::exists(path) && holds_field(i))
+        if (fs::exists(path) && holds_field(i)) {
           writer.discard();
-        else
-          compute_field(i, faster, writer);
+        } else {
+          try {
+            compute_field(i, faster, writer);
+          } catch (const Interrupted& e) {
+            throw Interrupted(
+                e.signal(),
+                fmt::format("{} of {} samples of {} are kept, --resume continues", writer.done(),
+                            field_shape().samples, config_.models[i].name));
+          }
+        }
       } else if (half) {
         field_network(i, model);  // to say what it costs
       }

@@ -92,6 +92,7 @@ GradientField::GradientField(ScriptModel& model, const FieldOptions& options,
 void GradientField::in_batches(std::int64_t total,
                                const std::function<void(std::int64_t, std::int64_t)>& action) {
   for (std::int64_t first = 0; first < total;) {
+    stop_here_if_requested();
     const std::int64_t count = std::min(batch_, total - first);
     try {
       action(first, count);
@@ -263,7 +264,6 @@ void GradientField::compute(const FieldInputs& inputs, std::int64_t begin,
   const std::int64_t samples = inputs.inputs.size(0);
   WS_CHECK(inputs.inputs.sizes() == inputs.baselines.sizes());
   while (begin < samples) {
-    stop_here_if_requested();
     const std::int64_t count =
         std::clamp(batch_ / options_.steps, std::int64_t{1}, samples - begin);
     take(chunk(inputs, begin, count));

@@ -81,7 +81,7 @@ class GradientField {
 
   /// Hands the field of samples [begin, S) to `take`, some samples at a time, in order. Memory: one
   /// batch, and the field of one chunk (a batch's points, at least one sample). Polls stop requests
-  /// between chunks.
+  /// between batches.
   /// Throws Error naming the model, kInput: outputs of another rank than the target needs, a class
   /// out of range (naming the sample), outputs that do not depend on the inputs differentiably;
   /// kNumeric: gradients that are not finite (naming the sample), memory that does not suffice for
