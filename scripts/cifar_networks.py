@@ -34,14 +34,15 @@ def cifar(folder: pathlib.Path, split: str) -> list[tuple[int, bytes]]:
     return [(raw[at], raw[at + 1:at + 1 + PIXELS]) for at in range(0, len(raw), 1 + PIXELS)]
 
 
-def write_images(path: pathlib.Path, images: list[tuple[int, bytes]]) -> None:
-    """A data set of the format "tensors"."""
+def write_images(path: pathlib.Path, images: list[tuple[int, bytes]],
+                 shape: tuple[int, int, int] = (3, 32, 32)) -> None:
+    """A data set of ten classes in the format "tensors"; `shape`: channels, height, width."""
     pixels = b"".join(image for _, image in images)
     labels = array.array("q", [label for label, _ in images])
     header = json.dumps({
         "__metadata__": {"classes": "10"},
         "labels": {"dtype": "I64", "shape": [len(images)], "data_offsets": [0, 8 * len(images)]},
-        "images": {"dtype": "U8", "shape": [len(images), 3, 32, 32],
+        "images": {"dtype": "U8", "shape": [len(images), *shape],
                    "data_offsets": [8 * len(images), 8 * len(images) + len(pixels)]}}).encode()
     header += b" " * (-len(header) % 8)
     path.write_bytes(struct.pack("<Q", len(header)) + header + labels.tobytes() + pixels)

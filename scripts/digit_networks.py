@@ -7,6 +7,8 @@ import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
+DIGITS = ROOT / "lib" / "weightsmith" / "data" / "digits"
+TRAIN = 1257  # the first so many are the training part
 HALVES = {"low": "[0,1,2,3,4]", "high": "[5,6,7,8,9]"}
 
 
@@ -18,6 +20,14 @@ def run(tools: pathlib.Path, tool: str, *arguments) -> dict:
     if done.returncode != 0:
         raise SystemExit(f"{tool} ended with {done.returncode}")
     return json.loads(done.stdout)
+
+
+def digits(split: str) -> list[tuple[int, bytes]]:
+    """(label, 64 bytes) of each shipped image of "train" or "test"."""
+    pixels = (DIGITS / "images-idx3-ubyte").read_bytes()[16:]
+    labels = (DIGITS / "labels-idx1-ubyte").read_bytes()[8:]
+    images = [(label, pixels[64 * i:64 * i + 64]) for i, label in enumerate(labels)]
+    return images[:TRAIN] if split == "train" else images[TRAIN:]
 
 
 def trained(tools: pathlib.Path, folder: pathlib.Path, seed: int) -> list[pathlib.Path]:
