@@ -1,25 +1,27 @@
 #!/usr/bin/env python3
 """Tells copies of a network from independent ones on CIFAR-10, by gradient fields and by what costs less.
 
-    scripts/ownership_study.py --cifar FOLDER [--seed 1] [DIR]
+    scripts/ownership_study.py --cifar FOLDER [--seeds 3] [DIR]
 
 FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. One victim (a small
 convolutional network at 16 x 16 pixels), copies of it (last layer or all layers trained on, pruned at three rates,
 distilled by probabilities or decisions into the same or other architectures, trained on with images of low contrast or
 negatives) and ten independent networks of five architectures; further copies and independent networks serve to select
-reference samples and are not judged. Networks that DIR (build/ownership-SEED) holds already are not trained again.
+reference samples and are not judged. All of them anew for every seed; networks that DIR (build/ownership) holds already
+are not trained again.
 
-Prints Markdown: the AUC of each group at 8, 32, 128 and 256 reference samples, chosen at random or by a selection,
-beside cheaper distances; among networks of the victim's architecture alone; by target; and by the number of steps.
-About 12 minutes on one core.
+Prints Markdown, mean ± standard deviation over seeds: the AUC of each group at 8, 32, 128 and 256 reference samples, chosen
+at random or by a selection, beside cheaper distances; among networks of the victim's architecture alone; by target; and
+by the number of steps. About 12 minutes a seed on one core.
 """
 import argparse
 import json
 import pathlib
+import statistics
 import sys
 
 from cifar_networks import ARCHITECTURES, Trainer, cifar, data, prune, write_images
-from digit_networks import ROOT, run
+from digit_networks import ROOT, run, spread
 
 COUNTS = [8, 32, 128, 256]
 POOL = 512
@@ -105,31 +107,73 @@ class Judge:
         return run(self.tools, "modelgif-dist", "--config", path, "--out", out)
 
 
-def cell(value) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def row(title: str, values) -> None:
-    print(f"| {title} | " + " | ".join(map(cell, values)) + " |")
-
-
-def table(title: str, columns: list[str], results: dict) -> None:
-    """`results`: {group: values}; a row a group and their mean."""
-    print(f"\n| {title} | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
-    for group, values in results.items():
-        row(TITLES[group], values)
-    row("mean", [sum(column) / len(column) if None not in column else None for column in zip(*results.values())])
-
-
 def curve(group: dict) -> dict:
     return dict(zip(group["curve"]["samples"], group["curve"]["auc"]))
 
 
+class Tables:
+    """AUCs of one seed: a table a title, a row a group."""
+
+    def __init__(self):
+        self.columns, self.rows = {}, {}
+
+    def add(self, title: str, column: str, values: dict) -> None:
+        """`values`: {group: number or None}."""
+        self.columns.setdefault(title, []).append(column)
+        for group, value in values.items():
+            self.rows.setdefault(title, {}).setdefault(group, []).append(value)
+
+
+def study(judge: Judge) -> tuple[Tables, int]:
+    """The tables of one seed's networks, and the number of steps that "auto" chose."""
+    tables = Tables()
+    targets = {target: judge(target, target=target) for target in ("label", "victim_prediction", "prediction")}
+    first = "random samples, target label"
+    groups = targets["label"]["groups"]
+    for count in [*COUNTS, POOL]:
+        tables.add(first, str(count), {group["name"]: curve(group)[count] for group in groups})
+    for title, key in {"same architecture": "auc_same_architecture", "gradient x input": "auc_gradient_input",
+                       "mistakes (AKH)": "auc_victim_mistakes", "output cosine": "auc_output_cosine",
+                       "CKA": "auc_cka"}.items():
+        tables.add(first, title, {group["name"]: group.get(key) for group in groups})
+    for target, result in targets.items():
+        for count in COUNTS:
+            tables.add("by target", f"{target}, {count}",
+                       {group["name"]: curve(group)[count] for group in result["groups"]})
+    for rule in ("gap", "independents"):
+        judge(rule, held_out=True)
+        result = judge(f"by-{rule}", selection=str(judge.folder / f"judged-select-{rule}" / "selection.json"))
+        for count in COUNTS:
+            tables.add("disjoint selection", f"{rule}, {count}",
+                       {group["name"]: curve(group)[count] for group in result["groups"]})
+    for steps in (2, 4, 8, 16, 50, "auto"):
+        result = judge(f"steps-{steps}", limit=128, steps=steps)
+        tables.add("128 samples, by steps", str(steps), {group["name"]: group["auc"] for group in result["groups"]})
+    return tables, result["steps"]
+
+
+def cell(values: list) -> str:
+    if None in values:
+        return "-"
+    return f"{statistics.fmean(values):.2f}" + (f" ± {spread(values):.2f}" if len(values) > 1 else "")
+
+
+def show(found: list[Tables]) -> None:
+    """Mean and deviation over seeds, and of the mean over groups."""
+    for title, columns in found[0].columns.items():
+        print(f"\n| AUC, {title} | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
+        seeds = [tables.rows[title] for tables in found]
+        for group in seeds[0]:
+            print(f"| {TITLES[group]} | " + " | ".join(cell(list(values)) for values in zip(*[s[group] for s in seeds])) + " |")
+        means = [[None if None in column else statistics.fmean(column) for column in zip(*rows.values())] for rows in seeds]
+        print("| mean | " + " | ".join(cell(list(values)) for values in zip(*means)) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, metavar="DIR")
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "ownership", metavar="DIR")
     parser.add_argument("--cifar", type=pathlib.Path, required=True, metavar="FOLDER")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3, help="1 to so many (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
                         help="folder of the executables")
@@ -137,59 +181,33 @@ def main() -> None:
     images, test = cifar(options.cifar, "train"), cifar(options.cifar, "test")
     if len(images) < 4 * IMAGES or len(test) < 1000 + POOL:
         raise SystemExit(f"{options.cifar}: {4 * IMAGES} training and {1000 + POOL} test images are needed")
-    folder = (options.folder or ROOT / "build" / f"ownership-{options.seed}").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     # The victim's own images, its thief's, and everybody else's are disjoint.
-    write_images(folder / "own.safetensors", images[:IMAGES])
-    write_images(folder / "stolen.safetensors", images[IMAGES:2 * IMAGES])
-    write_images(folder / "others.safetensors", images[2 * IMAGES:4 * IMAGES])
+    sets = {"own": images[:IMAGES], "stolen": images[IMAGES:2 * IMAGES], "others": images[2 * IMAGES:4 * IMAGES],
+            "test": test[:1000], "reference": test[1000:1000 + POOL]}
     for world, change in {"faded": lambda value: 80 + value // 3, "negative": lambda value: 255 - value}.items():
         lookup = bytes(map(change, range(256)))
-        write_images(folder / f"{world}.safetensors",
-                     [(label, pixels.translate(lookup)) for label, pixels in images[IMAGES:2 * IMAGES]])
-    write_images(folder / "test.safetensors", test[:1000])
-    write_images(folder / "reference.safetensors", test[1000:1000 + POOL])
+        sets[world] = [(label, pixels.translate(lookup)) for label, pixels in sets["stolen"]]
 
-    train = Trainer(options.tools, folder, options.epochs, folder / "test.safetensors")
-    groups, archives = networks(train, folder, options.seed)
-    judge = Judge(options.tools, folder, groups, archives, options.seed)
+    found, accuracy, chosen = [], {}, []
+    for seed in range(1, options.seeds + 1):
+        folder = options.folder.resolve() / str(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in sets.items():
+            write_images(folder / f"{name}.safetensors", content)
+        train = Trainer(options.tools, folder, options.epochs, folder / "test.safetensors")
+        groups, archives = networks(train, folder, seed)
+        for group, names in [("victim", ["victim"]), *groups.items()]:
+            accuracy.setdefault(group, []).extend(train.accuracy[name] for name in names)
+        tables, steps = study(Judge(options.tools, folder, groups, archives, seed))
+        found.append(tables)
+        chosen.append(steps)
 
-    print("| accuracy, % | networks | least | most |\n|---|---:|---:|---:|")
-    for group, names in [("victim", ["victim"]), *groups.items()]:
-        values = [train.accuracy[name] for name in names]
-        print(f"| {TITLES.get(group, group)} | {len(values)} | {min(values):.1f} | {max(values):.1f} |")
-
-    targets = {target: judge(target, target=target) for target in ("label", "victim_prediction", "prediction")}
-    by_group = {group["name"]: group for group in targets["label"]["groups"]}
-    table("AUC, random samples, target label", [*map(str, COUNTS), "512", "512, same architecture"],
-          {name: [*curve(group).values(), group["auc_same_architecture"]] for name, group in by_group.items()})
-    cheap = {"gradient x input": "auc_gradient_input", "mistakes": "auc_victim_mistakes",
-             "output cosine": "auc_output_cosine", "CKA": "auc_cka"}
-    table("AUC, 512 samples", ["field", *cheap],
-          {name: [group["auc"], *[group.get(key) for key in cheap.values()]] for name, group in by_group.items()})
-    columns, found = [], {name: [] for name in by_group}
-    for target, result in targets.items():
-        columns += [f"{target}, {count}" for count in COUNTS]
-        for group in result["groups"]:
-            found[group["name"]] += [curve(group)[count] for count in COUNTS]
-    table("AUC by target", columns, found)
-
-    columns, found = [], {name: [] for name in by_group}
-    for rule in ("gap", "independents"):
-        judge(rule, held_out=True)
-        result = judge(f"by-{rule}", selection=str(folder / f"judged-select-{rule}" / "selection.json"))
-        columns += [f"{rule}, {count}" for count in COUNTS]
-        for group in result["groups"]:
-            found[group["name"]] += [curve(group)[count] for count in COUNTS]
-    table("AUC, disjoint selection", columns, found)
-
-    columns, found = [], {name: [] for name in by_group}
-    for steps in (2, 4, 8, 16, 50, "auto"):
-        result = judge(f"steps-{steps}", limit=128, steps=steps)
-        columns.append(f"{steps}" if steps != "auto" else f"auto: {result['steps']}")
-        for group in result["groups"]:
-            found[group["name"]].append(group["auc"])
-    table("AUC, 128 samples, by steps", columns, found)
+    print("| accuracy, % | networks | mean | least | most |\n|---|---:|---:|---:|---:|")
+    for group, values in accuracy.items():
+        print(f"| {TITLES.get(group, group)} | {len(values)} | {statistics.fmean(values):.1f} | {min(values):.1f} "
+              f"| {max(values):.1f} |")
+    show(found)
+    print(f"\nSteps that \"auto\" chose, a seed: {', '.join(map(str, chosen))}")
 
 
 if __name__ == "__main__":
