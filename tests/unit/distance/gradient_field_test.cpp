@@ -9,6 +9,7 @@
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <cmath>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "support/expect_error.h"
@@ -19,6 +20,7 @@
 #include "weightsmith/distance/field_distance.h"
 #include "weightsmith/distance/field_file.h"
 #include "weightsmith/distance/rank_statistics.h"
+#include "weightsmith/model/fast_network.h"
 
 namespace weightsmith {
 namespace {
@@ -102,6 +104,32 @@ TEST_CASE("fields do not depend on the size of the batch", "[distance]") {
   }
   // A smooth function, 7 Gauss points: the integral is the difference of the ends.
   CHECK((whole.integral - whole.difference).abs().max().item<double>() < 1e-4);
+}
+
+TEST_CASE("fields of networks with convolutions do not depend on the size of the batch",
+          "[distance]") {
+  at::manual_seed(8);
+  const at::Tensor x = at::randn({6, 3, 16, 16});
+  const FieldInputs inputs{x, at::zeros_like(x), {}};
+  FieldOptions options;
+  options.steps = 9;
+  for (const char* name : {"convnet", "resnet20", "vgg11"}) {
+    ModelRef ref;
+    ref.builtin = name;
+    ref.options = std::string(name) == "convnet" ? nlohmann::json{{"channels", 3}, {"width", 8}}
+                                                 : nlohmann::json{{"width", 0.25}};
+    ScriptModel plain = ScriptModel::load(ref, {});
+    ScriptModel fast = fast_network(plain);
+    for (ScriptModel* model : {&plain, &fast}) {
+      const at::Tensor whole = GradientField(*model, options, 54).compute(inputs).field;
+      const double largest = whole.abs().max().item<double>();
+      for (const std::int64_t batch : {1, 4, 25}) {
+        INFO(name << (model == &fast ? ", faster" : "") << ", batch " << batch);
+        const at::Tensor part = GradientField(*model, options, batch).compute(inputs).field;
+        CHECK((part - whole).abs().max().item<double>() <= 1e-6 * largest);
+      }
+    }
+  }
 }
 
 TEST_CASE("parameters take no gradient, and the steps kept are those asked for", "[distance]") {
