@@ -131,31 +131,41 @@ void GifRun::read_victims_classes() {
 void GifRun::choose_steps() {
   if (config_.field.steps) return;
   constexpr std::int64_t kSamples = 16, kModels = 8, kMost = 128;
+  constexpr std::int64_t kMemory = std::int64_t{1} << 30;
   const Phase phase(run_.progress(), "choose steps");
   const auto all = static_cast<std::int64_t>(config_.models.size());
   const std::int64_t count = std::min(all, kModels);
-  const std::int64_t samples = std::min(inputs_.inputs.size(0), kSamples);
-  const FieldInputs pilot{
-      inputs_.inputs.narrow(0, 0, samples), inputs_.baselines.narrow(0, 0, samples),
-      inputs_.classes.defined() ? inputs_.classes.narrow(0, 0, samples) : inputs_.classes};
+  // As many samples as leave room for the fields of all these models.
+  const auto samples_for = [&](std::int64_t steps) {
+    const std::int64_t bytes = count * steps * inputs_.inputs[0].numel() * 4;
+    return std::clamp<std::int64_t>(kMemory / bytes, 1, std::min(inputs_.inputs.size(0), kSamples));
+  };
   FieldOptions& options = config_.field.options;
+  // (models, models, samples)
   const auto distances_with = [&](std::int64_t steps) {
     options.steps = steps;
+    const std::int64_t samples = samples_for(steps);
+    const FieldInputs pilot{
+        inputs_.inputs.narrow(0, 0, samples), inputs_.baselines.narrow(0, 0, samples),
+        inputs_.classes.defined() ? inputs_.classes.narrow(0, 0, samples) : inputs_.classes};
     std::vector<FieldSource> sources;
     for (std::int64_t m = 0; m < count; ++m) {
       ScriptModel model = load(static_cast<std::size_t>(m * all / count));
       GradientField field(model, options, config_.batch_size.value_or(0));
       sources.push_back(source_of(field.compute(pilot).field));
     }
-    return field_distances(sources, config_.distance).mean;
+    return field_distances(sources, config_.distance).per_sample;
   };
   at::Tensor before = distances_with(2);
-  std::int64_t steps = 2;
+  std::int64_t steps = 2, samples = 0;
   double change = 0;
   for (;; steps *= 2) {
     const at::Tensor after = distances_with(2 * steps);
-    const double size = after.abs().max().item<double>();
-    const double moved = (after - before).abs().max().item<double>();
+    samples = after.size(-1);
+    const at::Tensor found = mean_distance(after, config_.distance);
+    const at::Tensor former = mean_distance(before.narrow(-1, 0, samples), config_.distance);
+    const double size = found.abs().max().item<double>();
+    const double moved = (found - former).abs().max().item<double>();
     change = size > 0 ? moved / size : 0;
     steps_tried_.push_back({{"steps", steps}, {"change", change}});
     if (change <= config_.field.steps_tolerance) break;
