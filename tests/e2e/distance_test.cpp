@@ -382,6 +382,37 @@ TEST_CASE("unlearning: curves over checkpoints against the reference's, step by 
   CHECK(std::count(table.begin(), table.end(), '\n') == 7);
 }
 
+TEST_CASE("preprocessing is part of the function: fields lie in the space of the reference") {
+  const TemporaryFolder folder;
+  const auto network = [&](const std::string& name, const std::string& before) {
+    const std::string path = (folder / (name + ".pt")).string();
+    at::manual_seed(2);
+    ScriptModel(make_network({{"w", {10, 144}}},
+                             before + "return torch.matmul(torch.tanh(x).flatten(1), self.w.t())"),
+                name)
+        .save(path);
+    return path;
+  };
+  // The same function of 8 x 8 images: once by the reference, once by the graph.
+  const std::string plain = network("plain", "");
+  const std::string whole = network("whole",
+                                    "x = torch.upsample_bilinear2d(x, [12, 12], False)\n"
+                                    "x = (x - 0.2) / 0.7\n");
+  json config = family().config();
+  config["models"] = {{{"name", "by reference"},
+                       {"script", plain},
+                       {"preprocess", {{"resize", 12}, {"mean", {0.2}}, {"std", {0.7}}}}},
+                      {{"name", "by graph"}, {"script", whole}},
+                      {{"name", "otherwise"},
+                       {"script", plain},
+                       {"preprocess", {{"resize", 12}, {"mean", {0.9}}, {"std", {0.1}}}}},
+                      config["models"][0]};
+  const json summary = measure(folder.path(), config);
+  CHECK(std::abs(summary["distances"][0][1].get<double>()) < 1e-5);
+  CHECK(summary["distances"][0][2].get<double>() > 0.01);
+  CHECK(summary["distances"][0][3].get<double>() > 0.1);
+}
+
 TEST_CASE("a field without length is counted, and as far from others as can be") {
   const TemporaryFolder folder;
   const std::string flat = (folder / "flat.pt").string();
