@@ -8,14 +8,14 @@ Each study is repeated over seeds with networks of its own, which DIR (build/dig
 
 - ownership: a victim, copies of it (trained on, pruned, distilled) and independent networks of three architectures;
   AUC of the distances to the victim, copies against independent ones, beside cheaper distances;
-- unlearning: distances, at the forgotten digit's training images, to a network that knows it, of networks trained on with
-  that digit's labels redrawn (approximate) or without it, of other seeds (unrelated) and of ones trained without the
-  digit (retrained);
-- relatedness: ten networks, each of five digits in a row (0-4, 1-5, ..., 9-3), the affinity of two the number of digits
-  they share; Spearman's rank correlation of affinities with distances, mean over columns.
+- unlearning: distances, at the forgotten digit's training images, to a network that knows it, of networks trained on
+  with that digit's labels redrawn (approximate) or without it, of other seeds (unrelated) and of ones trained without
+  the digit (retrained);
+- relatedness: ten networks, each of five digits in a row (0-4, 1-5, ..., 9-3), the affinity of two the number of
+  digits they share; Spearman's rank correlation of affinities with distances, mean over columns.
 
-Prints mean, standard deviation, least and most over seeds as Markdown. With --check few seeds are run, and the exit code
-is 1 unless the means hold what docs/reproducing.md says of them. About 40 seconds a seed on one core.
+Prints mean, standard deviation, least and most over seeds as Markdown. With --check few seeds are run, and the exit
+code is 1 unless the means hold what docs/reproducing.md says of them. About 40 seconds a seed on one core.
 """
 import argparse
 import concurrent.futures
@@ -122,7 +122,8 @@ def ownership(networks: Networks) -> dict:
         found[f"{name}, 8 samples"] = group["curve"]["auc"][0]
         if group["auc_same_architecture"] is not None:
             found[f"{name}, same architecture"] = group["auc_same_architecture"]
-        for title, key in {"gradient x input": "gradient_input", "mistakes (AKH)": "victim_mistakes", "CKA": "cka"}.items():
+        for title, key in {"gradient x input": "gradient_input", "mistakes (AKH)": "victim_mistakes",
+                           "CKA": "cka"}.items():
             if group[f"auc_{key}"] is not None:
                 found[f"{name}, {title}"] = group[f"auc_{key}"]
     return found

@@ -17,8 +17,9 @@ A checkpoint may carry a hash behind its name. One that is not there is left out
 become empty. Pruned networks that were saved whole are rewritten as weights, masks applied: nothing in the file is run
 but what builds PyTorch's own modules. Without any checkpoint, or without the victim, nothing is written.
 
-The second file is the configuration of what was found; run `modelgif-dist --config` on it. With --affinities (Taskonomy's
-results/affinities/all_affinities.pkl) its task becomes relatedness. Needs PyTorch, and torchvision for SAC.
+The second file is the configuration of what was found; run `modelgif-dist --config` on it. With --affinities
+(Taskonomy's results/affinities/all_affinities.pkl) its task becomes relatedness. Needs PyTorch, and torchvision for
+SAC.
 """
 import argparse
 import collections
@@ -49,8 +50,8 @@ def fail(message: str) -> None:
 
 
 def taskonomy_encoder(normalise: bool):
-    """A ResNet-50 whose stages halve the image in their *last* block, the fourth not at all, and a convolution to eight
-    maps of a 16th of the image's size."""
+    """A ResNet-50 whose first two stages halve the image, in their *last* block, and a convolution to eight maps of a
+    16th of the image's side."""
     import torch
     from torch import nn
 
@@ -237,8 +238,8 @@ def main() -> int:
     names = {model["name"] for model in found}
     task = config["task"]
     if not found or "victim" in task and task["victim"] not in names:
-        print(f"skipped: {'without the victim' if found else 'none of the checkpoints is there'}; download them and edit "
-              f"the paths in {options.config}")
+        why = "without the victim" if found else "none of the checkpoints is there"
+        print(f"skipped: {why}; download them and edit the paths in {options.config}")
         return 0
     try:
         import torch

@@ -10,8 +10,8 @@ negatives) and ten independent networks of five architectures; further copies an
 reference samples and are not judged. All of them anew for every seed; networks that DIR (build/ownership) holds already
 are not trained again.
 
-Prints Markdown, mean ± standard deviation over seeds: the AUC of each group at 8, 32, 128 and 256 reference samples, chosen
-at random or by a selection, beside cheaper distances; among networks of the victim's architecture alone; by target; and
+Prints Markdown, mean ± standard deviation over seeds: the AUC of each group at 8, 32, 128 and 256 reference samples,
+chosen at random or by a selection, beside cheaper distances; among networks of one architecture alone; by target; and
 by the number of steps. About 12 minutes a seed on one core.
 """
 import argparse
@@ -158,15 +158,19 @@ def cell(values: list) -> str:
     return f"{statistics.fmean(values):.2f}" + (f" ± {spread(values):.2f}" if len(values) > 1 else "")
 
 
+def row(title: str, seeds: list[list]) -> None:
+    print(f"| {title} | " + " | ".join(cell(list(values)) for values in zip(*seeds)) + " |")
+
+
 def show(found: list[Tables]) -> None:
     """Mean and deviation over seeds, and of the mean over groups."""
     for title, columns in found[0].columns.items():
         print(f"\n| AUC, {title} | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
         seeds = [tables.rows[title] for tables in found]
         for group in seeds[0]:
-            print(f"| {TITLES[group]} | " + " | ".join(cell(list(values)) for values in zip(*[s[group] for s in seeds])) + " |")
-        means = [[None if None in column else statistics.fmean(column) for column in zip(*rows.values())] for rows in seeds]
-        print("| mean | " + " | ".join(cell(list(values)) for values in zip(*means)) + " |")
+            row(TITLES[group], [seed[group] for seed in seeds])
+        row("mean", [[None if None in column else statistics.fmean(column) for column in zip(*seed.values())]
+                     for seed in seeds])
 
 
 def main() -> None:

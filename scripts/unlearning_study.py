@@ -4,14 +4,14 @@
     scripts/unlearning_study.py --cifar FOLDER [--seeds 3] [DIR]
 
 FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. For every seed a reference
-network (16 x 16 pixels), an unrelated one (another seed), one trained from scratch without the last class (retrained), one
-trained on from the reference with that class's labels redrawn from the others (approximate unlearning), and one trained
-on without the class. The probe are the class's training images, the target is their label. Networks that DIR
+network (16 x 16 pixels), an unrelated one (another seed), one trained from scratch without the last class (retrained),
+one trained on from the reference with that class's labels redrawn from the others (approximate unlearning), and one
+trained on without the class. The probe are the class's training images, the target is their label. Networks that DIR
 (build/unlearning) holds already are not trained again.
 
 Prints the distances to the reference as Markdown, mean, standard deviation, least and most over seeds, by fields and by
-what costs less. With --check the exit code is 1 unless approximate < unrelated < retrained for every seed. About a minute
-and a half a seed on one core.
+what costs less. With --check the exit code is 1 unless approximate < unrelated < retrained for every seed. About a
+minute and a half a seed on one core.
 """
 import argparse
 import json
