@@ -145,14 +145,21 @@ SlotWeight weight_of(const GroupMember& member) {
   return member.role == MemberRole::kIn ? SlotWeight::kOne : SlotWeight::kAverage;
 }
 
+/// Whether blend() can spread along the axis of this member, one of a tensor's first two.
+bool can_blend(const GroupMember& member) { return member.axis < 2 && member.groups == 1; }
+
+/// One of the two axes that blend() moves, with every position where it stands.
+AxisMap unmoved(const at::Tensor& tensor, std::int64_t axis) {
+  return AxisMap(axis < tensor.dim() ? tensor.size(axis) : 1);
+}
+
 /// Whether blend() can spread along all axes that carry units.
 bool can_blend(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
                const UnitGroups& groups) {
   return std::all_of(tensors.begin(), tensors.end(),
                      [](const at::Tensor& tensor) { return tensor.device().is_cpu(); }) &&
          std::all_of(uses.begin(), uses.end(), [&](const AxisUse& use) {
-           const GroupMember& member = groups.groups[use.group].members[use.member];
-           return member.axis < 2 && member.groups == 1;
+           return can_blend(groups.groups[use.group].members[use.member]);
          });
 }
 
@@ -166,8 +173,8 @@ at::Tensor blended(const std::vector<at::Tensor>& tensors, const std::vector<Axi
   std::vector<AxisMap> columns;
   for (std::size_t i = 0; i < models; ++i) {
     const at::Tensor& tensor = wide.emplace_back(tensors[i].detach().to(type));
-    rows.emplace_back(tensor.dim() > 0 ? tensor.size(0) : 1);
-    columns.emplace_back(tensor.dim() > 1 ? tensor.size(1) : 1);
+    rows.push_back(unmoved(tensor, 0));
+    columns.push_back(unmoved(tensor, 1));
     for (const AxisUse& use : uses) {
       const auto model = static_cast<std::int64_t>(i);
       const GroupMember& member = member_of(groups, use, model);
@@ -221,13 +228,12 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
   const bool weighted = !factors.empty();
   if (is_identity(matching, model) && !weighted) return tensor;
 
-  if (tensor.device().is_cpu() && keep_inside == 0 && member.groups == 1 && member.axis < 2 &&
+  if (tensor.device().is_cpu() && keep_inside == 0 && can_blend(member) &&
       (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kDouble)) {
-    std::vector<AxisMap> axes;  // rows and columns, of which one moves
-    for (std::int64_t axis = 0; axis < 2; ++axis)
-      axes.emplace_back(axis < tensor.dim() ? tensor.size(axis) : 1);
-    axes[member.axis].spread(member, matching, model, factors);
-    return blend({tensor}, {axes[0]}, {axes[1]}, {1.0}, 1);
+    AxisMap rows = unmoved(tensor, 0);
+    AxisMap columns = unmoved(tensor, 1);
+    (member.axis == 0 ? rows : columns).spread(member, matching, model, factors);
+    return blend({tensor}, {rows}, {columns}, {1.0}, 1);
   }
   const std::int64_t period = keep_inside > 0     ? keep_inside
                               : member.groups > 1 ? tensor.size(member.axis)
