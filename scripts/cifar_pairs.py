@@ -10,7 +10,6 @@ holds already are not trained again; two are trained at a time, on a thread each
 
 Prints joint accuracy on all ten classes, accuracy on the parts (task average) and paired differences as Markdown.
 """
-import argparse
 import concurrent.futures
 import json
 import pathlib
@@ -19,7 +18,7 @@ import statistics
 import sys
 
 from cifar_networks import ARCHITECTURES, Trainer, cifar, data, write_images
-from digit_networks import ROOT, differences, run, spread
+from digit_networks import differences, run, spread, study_arguments
 
 HEAD = {"type": "embedding", "embeddings": {"random": 512, "seed": 0, "common": 0.75}, "scale": 30}
 NETWORKS = {
@@ -36,8 +35,7 @@ COMPARED = [("zip-dual-0.5", "align-dual-0.5"), ("zip-dual-0.5", "average"),
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "cifar-pairs", metavar="DIR")
+    parser = study_arguments(__doc__, "cifar-pairs")
     parser.add_argument("--cifar", type=pathlib.Path, required=True, metavar="FOLDER")
     parser.add_argument("--network", choices=NETWORKS, default="resnet20")
     parser.add_argument("--width", type=float, default=1, help="of a ResNet")
@@ -45,8 +43,6 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--images", type=int, default=25000, help="of the training set, all classes together")
-    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
-                        help="folder of the executables")
     options = parser.parse_args()
     images, test = cifar(options.cifar, "train")[:options.images], cifar(options.cifar, "test")
     folder = options.folder.resolve()

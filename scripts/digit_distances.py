@@ -17,7 +17,6 @@ Each study is repeated over seeds with networks of its own, which DIR (build/dig
 Prints mean, standard deviation, least and most over seeds as Markdown. With --check few seeds are run, and the exit
 code is 1 unless the means hold what docs/reproducing.md says of them. About 40 seconds a seed on one core.
 """
-import argparse
 import concurrent.futures
 import json
 import os
@@ -27,7 +26,7 @@ import statistics
 import sys
 
 from cifar_networks import prune, write_images
-from digit_networks import ROOT, digits, run, spread
+from digit_networks import digits, run, spread, study_arguments
 
 ARCHITECTURES = {
     "convnet": {"builtin": "convnet", "options": {"width": 8, "channels": 1}},
@@ -171,13 +170,9 @@ STUDIES = {"ownership": ownership, "unlearning": unlearning, "relatedness": rela
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "digit-distances",
-                        metavar="DIR")
+    parser = study_arguments(__doc__, "digit-distances")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--check", action="store_true", help="demand the margins, of few seeds")
-    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
-                        help="folder of the executables")
     options = parser.parse_args()
     folder = options.folder.resolve()
 

@@ -1,4 +1,5 @@
 """Pairs of networks of the shipped digits, trained and merged as scripts/demo.sh does, for the studies beside this."""
+import argparse
 import json
 import os
 import pathlib
@@ -10,6 +11,15 @@ CONFIGS = ROOT / "configs"
 DIGITS = ROOT / "lib" / "weightsmith" / "data" / "digits"
 TRAIN = 1257  # the first so many are the training part
 HALVES = {"low": "[0,1,2,3,4]", "high": "[5,6,7,8,9]"}
+
+
+def study_arguments(description: str, folder: str) -> argparse.ArgumentParser:
+    """A parser with what every study takes: DIR, by default `folder` below build, and --tools."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / folder, metavar="DIR")
+    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
+                        help="folder of the executables")
+    return parser
 
 
 def run(tools: pathlib.Path, tool: str, *arguments) -> dict:

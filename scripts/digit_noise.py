@@ -8,26 +8,22 @@ beside them, and prints test accuracy, mean and standard deviation over seeds, a
 Markdown. With --check only the methods of the configuration are trained, and the exit code is 1 unless all runs took as
 many gradients and Lookaround holds its margin. About 10 seconds a network; two are trained at a time.
 """
-import argparse
 import concurrent.futures
 import json
 import pathlib
 import statistics
 import sys
 
-from digit_networks import CONFIGS, ROOT, differences, run, spread
+from digit_networks import CONFIGS, differences, run, spread, study_arguments
 
 METHODS = ["sgd", "swa", *({"type": "lookaround", "k": k, "name": f"lookaround-{k}"} for k in (5, 48, 160))]
 MARGIN = 0.5  # points that --check demands of the configuration's Lookaround
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "noise", metavar="DIR")
+    parser = study_arguments(__doc__, "noise")
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--check", action="store_true", help="demand equal compute and the margin")
-    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
-                        help="folder of the executables")
     options = parser.parse_args()
 
     def train(seed: int) -> dict:

@@ -8,12 +8,11 @@ them already, merges each in the variants of configs/mudsc-merge/demo.json and p
 standard deviation over pairs, and paired differences as Markdown. With --check the exit code is 1 unless the means hold
 what docs/reproducing.md says of them. About 10 seconds a pair.
 """
-import argparse
 import pathlib
 import statistics
 import sys
 
-from digit_networks import ROOT, accuracies, differences, spread, trained
+from digit_networks import accuracies, differences, spread, study_arguments, trained
 
 # (better, worse, least mean difference in points): what --check demands.
 MARGINS = [
@@ -29,12 +28,9 @@ MARGINS = [
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "pairs", metavar="DIR")
+    parser = study_arguments(__doc__, "pairs")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--check", action="store_true", help="demand the margins")
-    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
-                        help="folder of the executables")
     options = parser.parse_args()
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,11 @@ holds them already, merges them in the variants of configs/mudsc-merge/tasks.jso
 as Markdown the accuracy and the share of the targets' variance that is explained: means ± deviations over runs. About
 30 seconds a run.
 """
-import argparse
 import pathlib
 import statistics
 import sys
 
-from digit_networks import CONFIGS, ROOT, run, spread
+from digit_networks import CONFIGS, run, spread, study_arguments
 
 TASKS = {
     "class": ['objective={"type": "cross_entropy"}', "model.options.outputs=10"],
@@ -47,12 +46,9 @@ def scores(tools, models, out, cut):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "tasks", metavar="DIR")
+    parser = study_arguments(__doc__, "tasks")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--cuts", default="bn4,bn3,bn2,bn1")
-    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
-                        help="folder of the executables")
     options = parser.parse_args()
     cuts = options.cuts.split(",")
     folder = options.folder.resolve()

@@ -14,14 +14,13 @@ Prints Markdown, mean ± standard deviation over seeds: the AUC of each group at
 chosen at random or by a selection, beside cheaper distances; among networks of one architecture alone; by target; and
 by the number of steps. About 12 minutes a seed on one core.
 """
-import argparse
 import json
 import pathlib
 import statistics
 import sys
 
 from cifar_networks import ARCHITECTURES, Trainer, cifar, data, prune, write_images
-from digit_networks import ROOT, run, spread
+from digit_networks import run, spread, study_arguments
 
 COUNTS = [8, 32, 128, 256]
 POOL = 512
@@ -174,13 +173,10 @@ def show(found: list[Tables]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "ownership", metavar="DIR")
+    parser = study_arguments(__doc__, "ownership")
     parser.add_argument("--cifar", type=pathlib.Path, required=True, metavar="FOLDER")
     parser.add_argument("--seeds", type=int, default=3, help="1 to so many (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
-                        help="folder of the executables")
     options = parser.parse_args()
     images, test = cifar(options.cifar, "train"), cifar(options.cifar, "test")
     if len(images) < 4 * IMAGES or len(test) < 1000 + POOL:

@@ -8,12 +8,11 @@ them already, merges each in the variants of configs/mudsc-merge/demo.json, whol
 and prints means and paired differences to the whole merge in points as Markdown: of the joint accuracy, where all
 heads answer, and of the task average, where each set is answered by its own head. About 20 seconds a pair.
 """
-import argparse
 import pathlib
 import statistics
 import sys
 
-from digit_networks import ROOT, accuracies, differences, spread, trained
+from digit_networks import accuracies, differences, spread, study_arguments, trained
 
 WHOLE = "all layers"
 
@@ -31,12 +30,9 @@ def cell(values, reference):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "partial", metavar="DIR")
+    parser = study_arguments(__doc__, "partial")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--cuts", default="bn4,bn3,bn2,bn1")
-    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
-                        help="folder of the executables")
     options = parser.parse_args()
     cuts = [WHOLE, *options.cuts.split(",")]
     folder = options.folder.resolve()

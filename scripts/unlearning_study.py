@@ -13,7 +13,6 @@ Prints the distances to the reference as Markdown, mean, standard deviation, lea
 what costs less. With --check the exit code is 1 unless approximate < unrelated < retrained for every seed. About a
 minute and a half a seed on one core.
 """
-import argparse
 import json
 import pathlib
 import random
@@ -21,7 +20,7 @@ import statistics
 import sys
 
 from cifar_networks import ARCHITECTURES, Trainer, cifar, data, write_images
-from digit_networks import ROOT, run, spread
+from digit_networks import run, spread, study_arguments
 
 IMAGES = 5000
 FORGOTTEN = 9
@@ -33,14 +32,11 @@ DISTANCES = ("distances", "gradient_input", "output_cosine", "cka")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=ROOT / "build" / "unlearning", metavar="DIR")
+    parser = study_arguments(__doc__, "unlearning")
     parser.add_argument("--cifar", type=pathlib.Path, required=True, metavar="FOLDER")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--check", action="store_true", help="demand the paper's order")
-    parser.add_argument("--tools", type=pathlib.Path, default=ROOT / "build" / "release" / "tools",
-                        help="folder of the executables")
     options = parser.parse_args()
     images, test = cifar(options.cifar, "train")[:IMAGES], cifar(options.cifar, "test")
     folder = options.folder.resolve()
