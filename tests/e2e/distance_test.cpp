@@ -457,10 +457,11 @@ TEST_CASE("fields are never in memory at once") {
     return result.peak_bytes;
   };
   // 2 x 200 kB a sample. The distances take up to 256 MB whatever there is to compare.
-  const std::int64_t some = peak(300), more = peak(900);
-  const double fields = 2.0 * 600 * 50 * 1024 * 4;  // that the second run has more
-  INFO(some << " and " << more << " bytes, " << fields << " of fields");
-  CHECK(static_cast<double>(more - some) < 0.1 * fields);
+  const std::int64_t some = peak(300), more = peak(1200);
+  const double field = 900.0 * 50 * 1024 * 4;  // that each model has more in the second run
+  INFO(some << " and " << more << " bytes, " << field << " of each field");
+  // The peak of one and the same run moves by 40 MB; half a field of either model is 92 MB.
+  CHECK(static_cast<double>(more - some) < 0.5 * field);
 }
 
 TEST_CASE("a network that rounding throws off is computed as it is") {
