@@ -323,6 +323,17 @@ ScriptModel GifRun::field_network(std::size_t index, ScriptModel& plain) {
   return plain;
 }
 
+std::string GifRun::note(std::size_t index) const {
+  const json& faster = models_[index].faster;
+  return faster.is_null() ? std::string() : faster.dump();
+}
+
+void GifRun::read_note(std::size_t index) {
+  const json faster = json::parse(FieldFile(field_path(index), models_[index].key).note(), nullptr,
+                                  /*allow_exceptions=*/false);
+  if (faster.is_object()) models_[index].faster = faster;
+}
+
 void GifRun::compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer) {
   const std::string& name = config_.models[index].name;
   if (writer.done() > 0)
@@ -346,8 +357,7 @@ void GifRun::compute_fields() {
   for (std::size_t i = 0; i < models_.size(); ++i) {
     const fs::path path = field_path(i);
     const bool stored = holds_field(i);
-    const bool half = config_.field.precision == FieldPrecision::kBFloat16;
-    if (!stored || half || needs_outputs()) {
+    if (!stored || needs_outputs()) {
       ScriptModel model = load(i);
       GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
       if (needs_outputs()) keep_outputs(i, model, field);
@@ -362,7 +372,7 @@ void GifRun::compute_fields() {
         ScriptModel network = field_network(i, model);
         GradientField faster(network, config_.field.options, config_.batch_size.value_or(0));
         FieldFileWriter writer(path, models_[i].key, field_shape(), config_.field.store,
-                               /*resume=*/true);
+                               /*resume=*/true, note(i));
         // Another run with this cache may have been first.
         if (fs::exists(path) && holds_field(i)) {
           writer.discard();
@@ -376,10 +386,9 @@ void GifRun::compute_fields() {
                             field_shape().samples, config_.models[i].name));
           }
         }
-      } else if (half) {
-        field_network(i, model);  // to say what it costs
       }
     }
+    if (stored) read_note(i);
     if (config_.cache.empty()) run_.wrote(path);
   }
 }
@@ -391,7 +400,8 @@ json GifRun::write_field(const fs::path& path) {
   GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
   const auto shape = field_shape();
   // Always anew: the file is the result, not a cache. What has the name keeps it until then.
-  FieldFileWriter writer(path, models_[0].key, shape, config_.field.store, /*resume=*/false);
+  FieldFileWriter writer(path, models_[0].key, shape, config_.field.store, /*resume=*/false,
+                         note(0));
   compute_field(0, field, writer);
   return {{"field", path.string()},
           {"shape", {shape.samples, shape.steps, shape.dimensions}},

@@ -56,8 +56,8 @@ class GifRun {
     /// At the reference samples, on the CPU, where the task needs them: outputs, and what the last
     /// layer reads (S, F).
     at::Tensor outputs, features;
-    /// How far fields of the faster network are from the plain one's, and whether it is used; where
-    /// this run has compared them.
+    /// How far fields of the faster network are from the plain one's, and whether it is used; kept
+    /// as the note of the field's file.
     nlohmann::json faster;
     /// (S) from the victim, by gradient × input; where the task needs it.
     at::Tensor gradient_distances;
@@ -82,6 +82,9 @@ class GifRun {
   std::optional<std::size_t> compared_with() const;
   /// The network that fields are computed with: a faster form of `plain` where it is close enough.
   ScriptModel field_network(std::size_t index, ScriptModel& plain);
+  /// Model::faster as a note for the field's file, and from one that is there already.
+  std::string note(std::size_t index) const;
+  void read_note(std::size_t index);
   void compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer);
   /// The field's last point alone: gradient × input (samples, 1, D).
   at::Tensor gradient_times_input(ScriptModel& model);

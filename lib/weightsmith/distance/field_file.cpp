@@ -33,7 +33,7 @@ namespace {
 constexpr const char* kFormat = "weightsmith field 1";
 
 std::string header_of(const std::string& key, const FieldFileWriter::Shape& shape,
-                      std::uint64_t sample_bytes, bool half) {
+                      std::uint64_t sample_bytes, bool half, const std::string& note) {
   const auto scalar_bytes = static_cast<std::uint64_t>(shape.samples) * 8;
   const auto entry = [](const char* type, std::vector<std::int64_t> sizes, std::uint64_t begin,
                         std::uint64_t end) {
@@ -42,6 +42,7 @@ std::string header_of(const std::string& key, const FieldFileWriter::Shape& shap
   };
   nlohmann::ordered_json header;
   header["__metadata__"] = {{"format", kFormat}, {"key", key}};
+  if (!note.empty()) header["__metadata__"]["note"] = note;
   header["integral"] = entry("F64", {shape.samples}, 0, scalar_bytes);
   header["difference"] = entry("F64", {shape.samples}, scalar_bytes, 2 * scalar_bytes);
   header["field"] =
@@ -65,11 +66,11 @@ at::Tensor read_tensor(const fs::path& path, std::uint64_t begin, at::Tensor int
 }  // namespace
 
 FieldFileWriter::FieldFileWriter(fs::path path, std::string key, Shape shape, FieldStorage storage,
-                                 bool resume)
+                                 bool resume, const std::string& note)
     : path_(std::move(path)), part_(path_.string() + ".part"), shape_(shape), storage_(storage) {
   const bool half = storage == FieldStorage::kFloat16;
   sample_bytes_ = static_cast<std::uint64_t>(shape.steps * shape.dimensions) * (half ? 2 : 4);
-  const std::string header = header_of(key, shape, sample_bytes_, half);
+  const std::string header = header_of(key, shape, sample_bytes_, half, note);
   scalars_ = header.size();
   rows_ = scalars_ + static_cast<std::uint64_t>(shape.samples) * 16;
   open_and_lock();
@@ -185,6 +186,8 @@ FieldFile::FieldFile(const fs::path& path, const std::string& key) : path_(path)
   const auto stored = header.metadata.find("key");
   if (!key.empty() && (stored == header.metadata.end() || stored->second != key))
     refuse("holds the field of another model, reference or setting");
+  if (const auto note = header.metadata.find("note"); note != header.metadata.end())
+    note_ = note->second;
   const auto field = header.tensors.find("field");
   if (field == header.tensors.end()) refuse("holds no tensor called \"field\"");
   const TensorInfo& info = field->second;

@@ -17,20 +17,22 @@ enum class FieldStorage { kFloat32, kFloat16 };
 EnumNames<FieldStorage> enum_names(FieldStorage);
 
 /// Writes a field sample by sample to a safetensors file: `field` (S, steps, D), `integral` and
-/// `difference` (S) float64 (FieldChunk); metadata `format` and `key`. Until it is whole the file
-/// is called NAME.part, and holds whole samples only as far as anyone looks: a later writer of the
-/// same key goes on where a killed one stopped. Runs that share a cache wait for each other:
-/// NAME.part is locked (flock) as long as a writer has it, and a killed process holds no lock.
+/// `difference` (S) float64 (FieldChunk); metadata `format`, `key` and `note`. Until it is whole
+/// the file is called NAME.part, and holds whole samples only as far as anyone looks: a later
+/// writer of the same key goes on where a killed one stopped. Runs that share a cache wait for each
+/// other: NAME.part is locked (flock) as long as a writer has it, and a killed process holds no
+/// lock.
 class FieldFileWriter {
  public:
   struct Shape {
     std::int64_t samples = 0, steps = 0, dimensions = 0;
   };
-  /// `resume`: take over what NAME.part holds, if it was begun under the same key, shape and
-  /// storage. Waits for another writer of this file to end, in this or another process; then
-  /// `path` may be there already. Throws Error{kOutput}; Interrupted while it waits.
+  /// `resume`: take over what NAME.part holds, if it was begun under the same key, shape, storage
+  /// and `note`, which says how the field is computed. Waits for another writer of this file to
+  /// end, in this or another process; then `path` may be there already. Throws Error{kOutput};
+  /// Interrupted while it waits.
   FieldFileWriter(std::filesystem::path path, std::string key, Shape shape, FieldStorage storage,
-                  bool resume);
+                  bool resume, const std::string& note = {});
   ~FieldFileWriter();
   FieldFileWriter(const FieldFileWriter&) = delete;
   FieldFileWriter& operator=(const FieldFileWriter&) = delete;
@@ -73,9 +75,12 @@ class FieldFile {
   /// Σ_s |integral − difference| / Σ_s |difference|: how far the discretised integrals miss what
   /// they should add up to. NaN where the file does not say.
   double completeness_error() const;
+  /// What the writer was told of how the field was computed, or nothing.
+  const std::string& note() const { return note_; }
 
  private:
   std::filesystem::path path_;
+  std::string note_;
   at::ScalarType type_ = at::kFloat;
   std::int64_t samples_ = 0, steps_ = 0, dimensions_ = 0;
   std::uint64_t begin_ = 0;
