@@ -115,14 +115,16 @@ at::Tensor linear_cka(const std::vector<at::Tensor>& features, std::optional<std
   const std::int64_t stretch =
       std::clamp<std::int64_t>(memory_bytes / (8 * models * std::max<std::int64_t>(samples, 1)), 1,
                                std::max<std::int64_t>(samples, 1));
+  const at::Tensor memory = at::empty({models * stretch * samples}, at::kDouble);
   for (std::int64_t begin = 0; begin < samples; begin += stretch) {
     stop_here_if_requested();
     const std::int64_t count = std::min(stretch, samples - begin);
-    std::vector<at::Tensor> rows;
-    for (const at::Tensor& x : centred)
-      rows.push_back(at::mm(x.narrow(0, begin, count), x.t()).flatten());
-    const at::Tensor gram = at::stack(rows);  // (models, count · S)
-    squares += gram.square().sum(1);
+    const at::Tensor gram = memory.narrow(0, 0, models * count * samples).view({models, -1});
+    for (std::int64_t m = 0; m < models; ++m) {
+      at::Tensor rows = gram[m].view({count, samples});
+      at::mm_out(rows, centred[m].narrow(0, begin, count), centred[m].t());
+    }
+    squares += gram.norm(2, {1}).square();
     products +=
         at::mm(gram, (against ? gram.narrow(0, static_cast<std::int64_t>(*against), 1) : gram).t());
   }
