@@ -37,6 +37,8 @@ endfunction()
 
 find_package(Torch REQUIRED)
 find_package(Threads REQUIRED)
+# at::parallel_for is a template: without it the loops of this project run on one thread.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(ZLIB REQUIRED)
 find_package(JPEG REQUIRED)
 find_package(PNG REQUIRED)

@@ -2,6 +2,9 @@
 
 #include <ATen/Parallel.h>
 #include <sched.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 #include <algorithm>
 #include <charconv>
@@ -11,6 +14,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
+
+#ifndef INTRA_OP_PARALLEL
+#error "at::parallel_for would run on one thread: compile with OpenMP, as LibTorch was"
+#endif
 
 namespace weightsmith {
 namespace {
@@ -61,6 +68,10 @@ int available_threads() {
 int set_thread_count(int threads) {
   const int n = threads > 0 ? threads : available_threads();
   at::set_num_threads(n);
+#ifdef _OPENMP
+  // A LibTorch that ships an OpenMP of its own has told only that one.
+  omp_set_num_threads(n);
+#endif
   return n;
 }
 

@@ -5,6 +5,9 @@
 
 #include <catch2/catch.hpp>
 #include <cstdlib>
+#include <mutex>
+#include <set>
+#include <thread>
 
 namespace weightsmith {
 namespace {
@@ -45,6 +48,21 @@ TEST_CASE("threads come from OpenMP's variable, then Slurm's, then the affinity"
 TEST_CASE("the thread count reaches LibTorch", "[core]") {
   CHECK(set_thread_count(2) == 2);
   CHECK(at::get_num_threads() == 2);
+}
+
+TEST_CASE("loops of at::parallel_for run on that many threads", "[core]") {
+  const auto threads_of = [](int count) {
+    set_thread_count(count);
+    std::mutex mutex;
+    std::set<std::thread::id> seen;
+    at::parallel_for(0, 8, 1, [&](std::int64_t, std::int64_t) {
+      const std::lock_guard lock(mutex);
+      seen.insert(std::this_thread::get_id());
+    });
+    return seen.size();
+  };
+  CHECK(threads_of(1) == 1);
+  CHECK(threads_of(2) == 2);
 }
 
 }  // namespace
