@@ -22,10 +22,12 @@ def study_arguments(description: str, folder: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(tools: pathlib.Path, tool: str, *arguments) -> dict:
-    """Runs a tool and returns its summary; ends the study with the tool's message where it fails."""
+def run(tools: pathlib.Path, tool: str, *arguments, resume: bool = False) -> dict:
+    """Runs a tool and returns its summary; ends the study with the tool's message where it fails. With `resume` it goes
+    on from what its output folder holds, else it begins anew."""
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    done = subprocess.run([tools / tool, "--overwrite", "--quiet", *map(str, arguments)], env=environment,
+    begin = "--resume" if resume else "--overwrite"
+    done = subprocess.run([tools / tool, begin, "--quiet", *map(str, arguments)], env=environment,
                           stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise SystemExit(f"{tool} ended with {done.returncode}")
