@@ -57,11 +57,12 @@ class Study:
     def __init__(self, options):
         self.options = options
         self.folder = options.folder.resolve()
+        images = {split: cifar(options.cifar, split)[:count]
+                  for split, count in (("train", options.images), ("test", options.test_images))}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.files = {}
-        for split, count in (("train", options.images), ("test", options.test_images)):
-            self.files[split] = self.folder / f"{split}.safetensors"
-            write_images(self.files[split], cifar(options.cifar, split)[:count])
+        self.files = {split: self.folder / f"{split}.safetensors" for split in images}
+        for split, path in self.files.items():
+            write_images(path, images[split])
 
     def compare(self, name: str, heads: int, schedule: str, compared: list[dict]) -> dict:
         """{method: its entry of the comparison}, with `steps`, the gradients of a run."""
