@@ -14,6 +14,7 @@
 #include "weightsmith/report/table.h"
 #include "weightsmith/train/checkpoint.h"
 #include "weightsmith/train/freeze.h"
+#include "weightsmith/train/unused_keys.h"
 
 namespace weightsmith {
 namespace fs = std::filesystem;
@@ -27,6 +28,10 @@ TrainConfig run_config(const TrainConfig& config, std::size_t method, std::int64
   run.compare.clear();
   run.seeds.clear();
   run.method = config.compared_method(method);
+  // What has no effect is said once, of the comparison.
+  run.method.given.clear();
+  run.optimizer.given.clear();
+  run.schedule.given.clear();
   run.seed = seed;
   run.out = config.out / config.compare[method].name / fmt::format("seed-{}", seed);
   return run;
@@ -259,6 +264,7 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
   config.validate();
   comparison_plan(config, options);
   if (!options.resume && !options.overwrite) refuse_finished_runs(config);
+  for (const std::string& warning : unused_key_warnings(config)) progress.warn(warning);
   const std::string scored_on = config.data.test ? "test" : "validation";
   bool announced = false;
   const auto announce = [&](const std::vector<fs::path>& inputs) {
@@ -325,6 +331,8 @@ nlohmann::json comparison_plan(const TrainConfig& config, const TrainOptions& op
   for (std::size_t m = 0; m < config.compare.size(); ++m)
     plan["methods"][config.compare[m].name] =
         training_plan(run_config(config, m, config.seeds.front()), options);
+  for (const std::string& warning : unused_key_warnings(config))
+    plan["warnings"].push_back(warning);
   return plan;
 }
 

@@ -138,11 +138,19 @@ void fields(Fields& f, TrainConfig& c) {
 
 void from_config(const ConfigNode& node, TrainDataConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const TrainDataConfig& c) { return write_fields(c); }
-void from_config(const ConfigNode& node, MethodConfig& c) { read_fields(node, c); }
+/// Reads a section that remembers which of its keys were given.
+template <class Section>
+void read_section(const ConfigNode& node, Section& section) {
+  read_fields(node, section);
+  for (const auto& [key, value] : node.value.items())
+    if (!value.is_null()) section.given.push_back(key);
+}
+
+void from_config(const ConfigNode& node, MethodConfig& c) { read_section(node, c); }
 nlohmann::json to_config(const MethodConfig& c) { return write_fields(c); }
-void from_config(const ConfigNode& node, OptimizerConfig& c) { read_fields(node, c); }
+void from_config(const ConfigNode& node, OptimizerConfig& c) { read_section(node, c); }
 nlohmann::json to_config(const OptimizerConfig& c) { return write_fields(c); }
-void from_config(const ConfigNode& node, ScheduleConfig& c) { read_fields(node, c); }
+void from_config(const ConfigNode& node, ScheduleConfig& c) { read_section(node, c); }
 nlohmann::json to_config(const ScheduleConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, DistillationConfig& c) { read_fields(node, c); }
 nlohmann::json to_config(const DistillationConfig& c) { return write_fields(c); }
@@ -226,8 +234,9 @@ void validate_optimizer(const OptimizerConfig& o) {
   require(o.dampening >= 0 && o.dampening <= 1, "optimizer.dampening", "must lie in [0, 1]");
   require(std::isfinite(o.weight_decay) && o.weight_decay >= 0, "optimizer.weight_decay",
           "must not be negative");
-  require(!o.nesterov || (o.momentum > 0 && o.dampening == 0), "optimizer.nesterov",
-          "needs momentum above 0 and dampening 0");
+  require(
+      o.type != OptimizerConfig::Type::kSgd || !o.nesterov || (o.momentum > 0 && o.dampening == 0),
+      "optimizer.nesterov", "needs momentum above 0 and dampening 0");
   require(o.beta1 >= 0 && o.beta1 < 1, "optimizer.beta1", "must lie in [0, 1)");
   require(o.beta2 >= 0 && o.beta2 < 1, "optimizer.beta2", "must lie in [0, 1)");
   require(is_positive(o.epsilon), "optimizer.epsilon", "must be positive");
@@ -239,7 +248,9 @@ void validate_optimizer(const OptimizerConfig& o) {
 void validate_schedule(const ScheduleConfig& s, std::int64_t epochs, double lr) {
   require(s.warmup_epochs >= 0 && s.warmup_epochs <= epochs, "schedule.warmup_epochs",
           fmt::format("must lie in 0 to {} (epochs)", epochs));
-  require(s.min_lr >= 0 && s.min_lr <= lr, "schedule.min_lr",
+  const bool falls_to_min =
+      s.type == ScheduleConfig::Type::kCosine || s.type == ScheduleConfig::Type::kOneCycle;
+  require(s.min_lr >= 0 && (s.min_lr <= lr || !falls_to_min), "schedule.min_lr",
           "must lie between 0 and optimizer.lr");
   require(std::is_sorted(s.milestones.begin(), s.milestones.end()) &&
               (s.milestones.empty() || s.milestones.front() >= 1),

@@ -33,8 +33,8 @@ enum class NormMode {
 };
 EnumNames<NormMode> enum_names(NormMode);
 
-/// A method and the keys of all methods; those of others are ignored, so that `type` can be changed
-/// by itself.
+/// A method and the keys of all methods; those of others have no effect, so that `type` can be
+/// changed by itself (train/unused_keys.h warns of them).
 struct MethodConfig {
   enum class Type { kSgd, kLookaround, kSwa, kSwad, kLookahead, kEma };
   Type type = Type::kLookaround;
@@ -52,6 +52,7 @@ struct MethodConfig {
   double r = 1.2;                           ///< swad: tolerance rate
   std::optional<std::int64_t> validate_every;  ///< swad: batches; default: once an epoch
   NormMode batch_norm = NormMode::kAuto;
+  std::vector<std::string> given = {};  ///< keys that the configuration names
 
   /// What `batch_norm` comes to; never kAuto.
   NormMode norm_mode() const;
@@ -78,6 +79,7 @@ struct OptimizerConfig {
   std::optional<double> clip_norm = {};   ///< largest norm of all gradients together
   std::optional<double> clip_value = {};  ///< largest absolute value of a gradient
   std::int64_t accumulate = 1;            ///< parts that a batch's gradient is summed over
+  std::vector<std::string> given = {};    ///< as in MethodConfig
 };
 
 EnumNames<OptimizerConfig::Type> enum_names(OptimizerConfig::Type);
@@ -89,9 +91,12 @@ struct ScheduleConfig {
   double min_lr = 1e-5;                       ///< what cosine and one_cycle fall to
   std::vector<std::int64_t> milestones = {};  ///< multi_step: epochs from which the rate is lower
   double gamma = 0.1;                         ///< multi_step: by this factor each
-  double peak = 0.3;          ///< one_cycle: share of the run up to the highest rate
-  double start_divisor = 25;  ///< one_cycle: begins at lr / start_divisor
+  double peak = 0.3;                    ///< one_cycle: share of the run up to the highest rate
+  double start_divisor = 25;            ///< one_cycle: begins at lr / start_divisor
+  std::vector<std::string> given = {};  ///< as in MethodConfig
 };
+
+EnumNames<ScheduleConfig::Type> enum_names(ScheduleConfig::Type);
 
 /// A teacher to learn from (train/distillation.h).
 struct DistillationConfig {
@@ -150,6 +155,10 @@ struct TrainConfig {
   /// Cross-field rules a schema cannot say; throws Error{kConfig} naming the key.
   void validate() const;
 };
+
+nlohmann::json to_config(const MethodConfig& config);
+nlohmann::json to_config(const OptimizerConfig& config);
+nlohmann::json to_config(const ScheduleConfig& config);
 
 void from_config(const ConfigNode& node, TrainConfig& config);
 nlohmann::json to_config(const TrainConfig& config);

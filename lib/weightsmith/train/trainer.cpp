@@ -35,6 +35,7 @@
 #include "weightsmith/train/parameter_arena.h"
 #include "weightsmith/train/schedule.h"
 #include "weightsmith/train/train_data.h"
+#include "weightsmith/train/unused_keys.h"
 
 namespace weightsmith {
 namespace {
@@ -176,7 +177,7 @@ class Run {
   }
 
   std::vector<std::string> warnings() const {
-    std::vector<std::string> all;
+    std::vector<std::string> all = unused_key_warnings(config_);
     for (const Dataset* set : {&data_.train, data_.test ? &*data_.test : nullptr})
       if (set != nullptr && !set->skipped.empty()) all.push_back(skipped_warning(*set));
     if (std::string warning = frozen_warning(); !warning.empty()) all.push_back(std::move(warning));
