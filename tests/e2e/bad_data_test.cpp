@@ -123,3 +123,29 @@ TEST_CASE("a damaged image ends with 3 and its name, or is left out and counted"
   CHECK(summary_of(result)["skipped_images"] == 1);
   CHECK_THAT(result.err, Catch::Contains("1 of 7 images") && Catch::Contains("cut.png"));
 }
+
+TEST_CASE("images beyond their memory are not held") {
+  constexpr int kCount = 800;
+  constexpr std::int64_t kBytesEach = 3 * 224 * 224;
+  const TemporaryFolder folder;
+  for (int i = 0; i < kCount; ++i) {
+    const auto at = folder / "images" / (i % 2 == 0 ? "a" : "b");
+    std::filesystem::create_directories(at);
+    std::filesystem::copy_file(golden("images/small.png"), at / (std::to_string(i) + ".png"));
+  }
+  json config = small_training();
+  config["data"] = {
+      {"train", {{"format", "folder"}, {"path", (folder / "images").string()}, {"resize", 224}}}};
+  config["model"] = {{"builtin", "convnet"},
+                     {"options", {{"width", 1}, {"channels", 3}, {"outputs", 2}}}};
+  config["batch_size"] = 2;
+  const std::string file = write_config(folder / "train.json", config);
+  const auto peak = [&](const std::string& gb) {
+    const ProgramResult result =
+        lookaround_train({"--config", file, "--out", (folder / "out").string(), "--dry-run",
+                          "--quiet", "--set", "data.train.cache_gb=" + gb});
+    CHECK(summary_of(result)["training_samples"] == kCount);
+    return result.peak_bytes;
+  };
+  CHECK(peak("1") - peak("0.01") > kCount * kBytesEach * 3 / 4);
+}

@@ -41,7 +41,7 @@ ScriptModel GifRun::load(std::size_t index) {
 void GifRun::load_reference() {
   keep_freed_memory();
   const Phase phase(run_.progress(), "load data");
-  data_ = load_dataset(config_.reference.data);
+  data_ = load_dataset(config_.reference.data, &run_.progress());
   if (!data_->skipped.empty()) run_.progress().warn(skipped_warning(*data_));
   data_content_ = Fingerprint("reference 1").add(*data_).hex();
   if (!config_.reference.selection.empty()) read_selection();
@@ -101,7 +101,7 @@ void GifRun::make_baselines() {
       return;
     }
     case BaselineConfig::Kind::kData: {
-      const Dataset data = load_dataset(*baseline.data);
+      const Dataset data = load_dataset(*baseline.data, &run_.progress());
       if (!data.skipped.empty()) run_.progress().warn(skipped_warning(data));
       at::Tensor given = normalised_batch(data, 0, data.size()).to(x.device());
       if (given[0].sizes() != x[0].sizes() || (data.size() != 1 && data.size() < x.size(0)))
@@ -198,6 +198,7 @@ void GifRun::try_out() {
   seen.labels = inputs_.classes;
   common.add(seen);
   seen.images = inputs_.baselines.cpu();
+  seen.on_demand.reset();
   const std::string shared = common.add(seen).add(field_settings().dump()).hex();
   for (std::size_t i = 0; i < config_.models.size(); ++i) {
     ScriptModel model = load(i);

@@ -182,7 +182,7 @@ void MergeRun::check_widths(const std::vector<c10::IValue>& inputs) {
 void MergeRun::load_data() {
   const Phase phase(run_.progress(), "load data");
   const auto load = [this](const DataConfig& config) {
-    Dataset data = load_dataset(config);
+    Dataset data = load_dataset(config, &run_.progress());
     if (!data.skipped.empty()) run_.progress().warn(skipped_warning(data));
     if (!run_.settings().dry_run)
       for (const auto& path : data.files) run_.record().add_input(path);

@@ -19,7 +19,7 @@ void ScoreBoard::load() {
   const auto load_set = [&](const EvaluationSet& set, const DataConfig& data) {
     ScoredSet loaded;
     loaded.name = set.name;
-    loaded.data = load_dataset(data);
+    loaded.data = load_dataset(data, &run_.progress());
     if (!loaded.data.skipped.empty()) run_.progress().warn(skipped_warning(loaded.data));
     loaded.head = set.head;
     loaded.task = set.task.value_or(set.candidates == Candidates::kData);

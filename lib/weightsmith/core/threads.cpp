@@ -1,6 +1,7 @@
 #include "weightsmith/core/threads.h"
 
 #include <ATen/Parallel.h>
+#include <dlfcn.h>
 #include <sched.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -73,6 +74,15 @@ int set_thread_count(int threads) {
   omp_set_num_threads(n);
 #endif
   return n;
+}
+
+void keep_to_one_thread() {
+  // LibTorch gives a thread its number when it is first asked. OpenMP's setting after that is the
+  // thread's own, where at::set_num_threads would also count for threads to come.
+  at::get_num_threads();
+  using SetThreads = void (*)(int);
+  if (const auto set = reinterpret_cast<SetThreads>(::dlsym(RTLD_DEFAULT, "omp_set_num_threads")))
+    set(1);
 }
 
 }  // namespace weightsmith

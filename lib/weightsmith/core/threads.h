@@ -10,4 +10,8 @@ int available_threads();
 /// Debian's LibTorch starts with one. Returns the number set.
 int set_thread_count(int threads);
 
+/// Operations of LibTorch in the calling thread do their work in it alone and start no OpenMP pool.
+/// Other threads keep their number.
+void keep_to_one_thread();
+
 }  // namespace weightsmith

@@ -63,12 +63,15 @@ void fields(Fields& f, DataConfig& c) {
   f("resize", c.resize);
   f("crop", c.crop);
   f("on_error", c.on_error);
+  f("cache_gb", c.cache_gb);
   f("mean", mean);
   f("std", std);
 }
 
 void from_config(const ConfigNode& node, DataConfig& config) { read_fields(node, config); }
 nlohmann::json to_config(const DataConfig& config) { return write_fields(config); }
+
+double DataConfig::cache_bytes() const { return cache_gb.value_or(2) * (1 << 30); }
 
 void DataConfig::validate(const std::string& key) const {
   const auto require = [&](bool holds, const char* name, std::string_view what,
@@ -100,6 +103,9 @@ void DataConfig::validate(const std::string& key) const {
   require(!crop || !resize || *crop <= *resize, "crop", "must not be larger than resize");
   require(on_error == OnError::kFail || format == Format::kFolder, "on_error",
           "only files of the format folder can be left out");
+  require(!cache_gb || format == Format::kFolder, "cache_gb",
+          "only images of the format folder can be decoded where they are used");
+  require(!cache_gb || *cache_gb >= 0, "cache_gb", "must not be negative");
   require(std::all_of(std.begin(), std.end(), [](double s) { return s > 0; }), "std",
           "must be positive");
 }

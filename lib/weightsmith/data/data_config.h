@@ -35,8 +35,12 @@ struct DataConfig {
   std::optional<std::int64_t> resize;  ///< side of the square, or with `crop` of the shorter side
   std::optional<std::int64_t> crop;    ///< side of the central square cut out after that
   OnError on_error = OnError::kFail;   ///< folder: what a file that cannot be read does
+  std::optional<double> cache_gb;      ///< folder: GiB of decoded images kept; default: 2
   std::vector<double> mean;            ///< one a channel, or one for all; empty: 0
   std::vector<double> std;             ///< likewise; empty: 1
+
+  /// What `cache_gb` comes to.
+  double cache_bytes() const;
 
   /// Cross-field rules; throws Error{kConfig} naming the key below `key`.
   void validate(const std::string& key) const;

@@ -1,6 +1,7 @@
 #include "weightsmith/data/dataset.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
@@ -108,11 +109,11 @@ Dataset list_folder(const DataConfig& config, const formats::ImageList& list) {
 
 /// Reads the images that such a data set names.
 void read_folder(Dataset& dataset, const DataConfig& config, const formats::ImageList& list,
-                 const formats::Squaring& squaring) {
+                 const formats::Squaring& squaring, Progress* progress) {
   const auto* numbers = dataset.images.data_ptr<std::int64_t>();
-  formats::ImageBatch batch =
-      formats::read_images(list, {numbers, numbers + dataset.size()}, squaring,
-                           config.on_error == DataConfig::OnError::kSkip);
+  formats::ImageBatch batch = formats::read_images(
+      list, {numbers, numbers + dataset.size()}, squaring,
+      config.on_error == DataConfig::OnError::kSkip, config.cache_bytes(), progress);
   // Labels of the list as they were numbered anew by select_classes.
   std::vector<std::int64_t> place(list.files.size());
   for (std::int64_t i = 0; i < dataset.size(); ++i) place[numbers[i]] = i;
@@ -122,7 +123,10 @@ void read_folder(Dataset& dataset, const DataConfig& config, const formats::Imag
     dataset.files.push_back(list.files[number]);
   }
   dataset.labels = dataset.labels.index_select(0, at::tensor(kept, at::kLong));
-  dataset.images = std::move(batch.images);
+  const bool all_kept = batch.images.size(0) == static_cast<std::int64_t>(batch.read.size());
+  dataset.images = all_kept ? batch.images : at::Tensor();
+  if (!all_kept)
+    dataset.on_demand = std::make_shared<const ImageFiles>(dataset.files, squaring, batch.images);
   dataset.skipped = std::move(batch.skipped);
 }
 
@@ -188,16 +192,26 @@ at::Tensor square_images(const Dataset& dataset, const formats::Squaring& squari
 
 void check_channels(const Dataset& dataset, const std::vector<double>& values, const char* name) {
   const auto given = static_cast<std::int64_t>(values.size());
-  if (given > 1 && given != dataset.images.size(1))
+  const std::int64_t channels = dataset.sample_shape().front();
+  if (given > 1 && given != channels)
     throw Error(ErrorKind::kInput, dataset.where,
-                fmt::format("{} for {} channels, but the images have {}", name, given,
-                            dataset.images.size(1)),
+                fmt::format("{} for {} channels, but the images have {}", name, given, channels),
                 "give one number, or one a channel");
 }
 
 }  // namespace
 
-Dataset load_dataset(const DataConfig& config) {
+std::vector<std::int64_t> Dataset::sample_shape() const {
+  return on_demand ? on_demand->shape() : images.sizes().slice(1).vec();
+}
+
+at::ScalarType Dataset::dtype() const { return on_demand ? at::kByte : images.scalar_type(); }
+
+std::int64_t Dataset::memory_bytes() const {
+  return on_demand ? on_demand->kept_bytes() : static_cast<std::int64_t>(images.nbytes());
+}
+
+Dataset load_dataset(const DataConfig& config, Progress* progress) {
   config.validate("data");
   const bool is_folder = config.format == Format::kFolder;
   const formats::Squaring squaring{config.resize, config.crop};
@@ -214,7 +228,7 @@ Dataset load_dataset(const DataConfig& config) {
     dataset = subset(dataset, order);
   }
   if (is_folder) {
-    read_folder(dataset, config, list, squaring);
+    read_folder(dataset, config, list, squaring, progress);
   } else if (config.resize || config.crop) {
     dataset.images = square_images(dataset, squaring);
   }
@@ -236,7 +250,11 @@ std::string skipped_warning(const Dataset& dataset) {
 Dataset subset(const Dataset& dataset, const std::vector<std::int64_t>& indices) {
   const at::Tensor index = at::tensor(indices, at::kLong);
   Dataset selected = dataset;
-  selected.images = dataset.images.index_select(0, index);
+  if (dataset.on_demand) {
+    selected.on_demand = std::make_shared<const ImageFiles>(dataset.on_demand->subset(indices));
+  } else {
+    selected.images = dataset.images.index_select(0, index);
+  }
   selected.labels = dataset.labels.index_select(0, index);
   return selected;
 }
@@ -248,7 +266,7 @@ std::vector<std::int64_t> classes_in(const Dataset& dataset) {
 }
 
 Normalisation normalisation(const Dataset& dataset) {
-  const double unit = dataset.images.scalar_type() == at::kByte ? 1.0 / 255.0 : 1.0;
+  const double unit = dataset.dtype() == at::kByte ? 1.0 / 255.0 : 1.0;
   const auto at_channel = [](const std::vector<double>& values, std::size_t c, double otherwise) {
     return values.empty() ? otherwise : values.size() == 1 ? values.front() : values[c];
   };
@@ -262,9 +280,23 @@ Normalisation normalisation(const Dataset& dataset) {
   return result;
 }
 
+at::Tensor stored_batch(const Dataset& dataset, std::int64_t begin, std::int64_t count) {
+  if (!dataset.on_demand) return dataset.images.narrow(0, begin, count);
+  const ImageFiles& files = *dataset.on_demand;
+  std::vector<std::int64_t> shape = files.shape();
+  shape.insert(shape.begin(), count);
+  at::Tensor batch = at::empty(shape, at::kByte);
+  auto* pixels = batch.data_ptr<std::uint8_t>();
+  at::parallel_for(0, count, 1, [&](std::int64_t first, std::int64_t end) {
+    for (std::int64_t i = first; i < end; ++i)
+      files.read(begin + i, pixels + i * files.bytes_each());
+  });
+  return batch;
+}
+
 at::Tensor normalised_batch(const Dataset& dataset, std::int64_t begin, std::int64_t count) {
   const Normalisation n = normalisation(dataset);
-  const at::Tensor images = dataset.images.narrow(0, begin, count).to(at::kFloat);
+  const at::Tensor images = stored_batch(dataset, begin, count).to(at::kFloat);
   std::vector<std::int64_t> shape(images.dim(), 1);
   shape[1] = static_cast<std::int64_t>(n.scale.size());
   return images.mul(at::tensor(n.scale).view(shape)).add_(at::tensor(n.offset).view(shape));

@@ -4,16 +4,23 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "weightsmith/data/data_config.h"
+#include "weightsmith/data/image_files.h"
 
 namespace weightsmith {
 
-/// A labelled data set in memory, on the CPU.
+class Progress;
+
+/// A labelled data set, on the CPU: its samples in memory, or in files that are decoded where they
+/// are used. stored_batch(), normalised_batch() and the Loader read either.
 struct Dataset {
-  at::Tensor images;              ///< (N, C, H, W) uint8 or float32; tensors may be (N, ...)
+  at::Tensor images;  ///< (N, C, H, W) uint8 or float32; tensors may be (N, ...)
+  /// In place of `images`, where they do not fit into the configured memory.
+  std::shared_ptr<const ImageFiles> on_demand = nullptr;
   at::Tensor labels;              ///< (N) int64, each in [0, classes)
   std::int64_t classes = 0;       ///< of the whole label space, whatever was selected
   std::vector<double> mean, std;  ///< of the normalisation: one a channel, one for all, or empty
@@ -23,6 +30,11 @@ struct Dataset {
   std::vector<std::string> skipped = {};
 
   std::int64_t size() const { return labels.size(0); }
+  /// Of one sample: (C, H, W), or what tensors have.
+  std::vector<std::int64_t> sample_shape() const;
+  at::ScalarType dtype() const;
+  /// What its samples take in memory.
+  std::int64_t memory_bytes() const;
 };
 
 /// Reads what `config` names: the split, of it the classes, of those the first `limit` of a shuffle
@@ -39,19 +51,22 @@ struct Dataset {
 /// in
 ///   the order of their names; train is the subfolder `train`, test is `test`, else `val`. Only the
 ///   images selected are read, by as many threads as LibTorch has. With `on_error` skip those that
-///   cannot be read are left out.
+///   cannot be read are left out. All are decoded once, to check them; where they take more than
+///   `cache_gb`, the first so many are kept and the others decoded again at each use.
 /// - digits: 1,257 training and 540 test images of 8 × 8 (data/digits/ATTRIBUTION.md).
 ///
 /// Throws Error{kConfig} when `config` contradicts itself, and Error{kInput} naming the file: one
 /// that is missing, has the wrong size (bytes seen and wanted), is not of the format or has no
 /// labels; a selected class without a sample; images of different sizes without `resize` or `crop`;
 /// a crop larger than the image; mean or std for another number of channels.
-Dataset load_dataset(const DataConfig& config);
+/// `progress` is told of images read.
+Dataset load_dataset(const DataConfig& config, Progress* progress = nullptr);
 
 /// "2 of 300 images of PATH were left out; the first: …", "" when none were.
 std::string skipped_warning(const Dataset& dataset);
 
-/// The samples of `indices`, in that order, with the same label space. O(bytes selected).
+/// The samples of `indices`, in that order, with the same label space. O(bytes selected); those
+/// decoded on demand share what is kept of them.
 Dataset subset(const Dataset& dataset, const std::vector<std::int64_t>& indices);
 
 /// The labels that occur, ascending.
@@ -64,7 +79,12 @@ struct Normalisation {
 };
 Normalisation normalisation(const Dataset& dataset);
 
-/// Samples [begin, begin + count) as the network sees them: (count, ...) float32.
+/// Samples [begin, begin + count) as they are stored: (count, ...) uint8 or float32, shared with
+/// the data set where that has them in memory. Those on demand are decoded by as many threads as
+/// LibTorch has; throws as ImageFiles::read does.
+at::Tensor stored_batch(const Dataset& dataset, std::int64_t begin, std::int64_t count);
+
+/// The same as the network sees them: (count, ...) float32.
 at::Tensor normalised_batch(const Dataset& dataset, std::int64_t begin, std::int64_t count);
 
 }  // namespace weightsmith

@@ -12,6 +12,10 @@
 
 #include "weightsmith/data/data_config.h"
 
+namespace weightsmith {
+class Progress;
+}
+
 namespace weightsmith::formats {
 
 struct Samples {
@@ -48,14 +52,18 @@ struct Squaring {
   at::Tensor apply(const at::Tensor& images, const std::string& where) const;
 };
 
-/// Reads and squares the images `indices` of a list: (N, 3, H, W) uint8. With `skip`, those that
-/// cannot be read are missing in both results and told of in `skipped`.
+/// Reads and squares the images `indices` of a list, each of them, which shows that it can be read,
+/// and keeps the first so many that take at most `most_bytes`: (M, 3, H, W) uint8. With `skip`,
+/// those that cannot be read are missing in both results and told of in `skipped`; else the first
+/// one met is thrown. Beside what it keeps it takes the memory of a few images a thread. Throws
+/// Interrupted when a stop was requested.
 struct ImageBatch {
-  at::Tensor images;
-  std::vector<std::int64_t> read;  ///< those of `indices` that are in `images`
+  at::Tensor images;               ///< the first of `read`
+  std::vector<std::int64_t> read;  ///< those of `indices` that can be read
   std::vector<std::string> skipped;
 };
 ImageBatch read_images(const ImageList& list, const std::vector<std::int64_t>& indices,
-                       const Squaring& squaring, bool skip);
+                       const Squaring& squaring, bool skip, double most_bytes,
+                       Progress* progress = nullptr);
 
 }  // namespace weightsmith::formats

@@ -6,12 +6,17 @@
 #include <cmath>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/progress.h"
+#include "weightsmith/core/stop.h"
 #include "weightsmith/data/formats.h"
 #include "weightsmith/data/image_file.h"
 
 namespace weightsmith::formats {
 namespace fs = std::filesystem;
 namespace {
+
+/// Decoded together, between two looks at whether to stop.
+constexpr std::int64_t kReadsPerThread = 16;
 
 fs::path folder_of(const fs::path& folder, DataConfig::Split split) {
   if (split == DataConfig::Split::kAll) return folder;
@@ -92,48 +97,60 @@ at::Tensor Squaring::apply(const at::Tensor& images, const std::string& where) c
 }
 
 ImageBatch read_images(const ImageList& list, const std::vector<std::int64_t>& indices,
-                       const Squaring& squaring, bool skip) {
+                       const Squaring& squaring, bool skip, double most_bytes, Progress* progress) {
+  NoProgress quiet;
   const auto count = static_cast<std::int64_t>(indices.size());
-  std::vector<at::Tensor> images(indices.size());
-  std::vector<std::string> errors(indices.size());
-  at::parallel_for(0, count, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const fs::path& path = list.files[indices[i]];
-      try {
-        images[i] = squaring.apply(read_image(path).unsqueeze(0), path.string());
-      } catch (const Error& e) {
-        if (!skip) throw;
-        errors[i] = e.what();
-      }
-    }
-  });
+  Phase phase(progress == nullptr ? quiet : *progress, "read images", count, "images");
+  const std::int64_t at_a_time = kReadsPerThread * at::get_num_threads();
   ImageBatch batch;
-  std::int64_t first = -1;
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (!images[i].defined()) {
-      batch.skipped.push_back(errors[i]);
-      continue;
+  for (std::int64_t done = 0; done < count; done += at_a_time) {
+    stop_here_if_requested();
+    const std::int64_t many = std::min(at_a_time, count - done);
+    std::vector<at::Tensor> images(static_cast<std::size_t>(many));
+    std::vector<std::string> errors(images.size());
+    at::parallel_for(0, many, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const fs::path& path = list.files[indices[done + i]];
+        try {
+          images[i] = squaring.apply(read_image(path).unsqueeze(0), path.string());
+        } catch (const Error& e) {
+          if (!skip) throw;
+          errors[i] = e.what();
+        }
+      }
+    });
+    for (std::int64_t i = 0; i < many; ++i) {
+      const at::Tensor& image = images[i];
+      if (!image.defined()) {
+        batch.skipped.push_back(errors[i]);
+        continue;
+      }
+      if (batch.read.empty()) {
+        const double fits = most_bytes / static_cast<double>(image.numel());
+        const auto most =
+            static_cast<std::int64_t>(std::min(static_cast<double>(count), std::max(fits, 0.0)));
+        batch.images = at::empty({most, 3, image.size(2), image.size(3)}, at::kByte);
+      }
+      if (image.sizes().slice(1) != batch.images.sizes().slice(1))
+        throw Error(ErrorKind::kInput, list.files[indices[done + i]].string(),
+                    fmt::format("is {} × {}, but {} is {} × {}", image.size(2), image.size(3),
+                                list.files[batch.read.front()].string(), batch.images.size(2),
+                                batch.images.size(3)),
+                    "set `resize`, and `crop` to keep proportions");
+      const auto place = static_cast<std::int64_t>(batch.read.size());
+      if (place < batch.images.size(0)) batch.images[place].copy_(image[0]);
+      batch.read.push_back(indices[done + i]);
     }
-    if (first < 0) {
-      first = i;
-      batch.images = at::empty({count, 3, images[i].size(2), images[i].size(3)}, at::kByte);
-    }
-    if (images[i].sizes() != images[first].sizes())
-      throw Error(ErrorKind::kInput, list.files[indices[i]].string(),
-                  fmt::format("is {} × {}, but {} is {} × {}", images[i].size(2), images[i].size(3),
-                              list.files[indices[first]].string(), images[first].size(2),
-                              images[first].size(3)),
-                  "set `resize`, and `crop` to keep proportions");
-    batch.images[static_cast<std::int64_t>(batch.read.size())].copy_(images[i][0]);
-    batch.read.push_back(indices[i]);
-    if (i != first) images[i] = at::Tensor();
+    phase.update(done + many);
   }
-  if (first < 0)
+  if (batch.read.empty())
     throw Error(ErrorKind::kInput, list.folder.string(),
                 fmt::format("none of {} images could be read; the first: {}", count,
                             batch.skipped.empty() ? "" : batch.skipped.front()),
                 "check the files");
-  batch.images = batch.images.narrow(0, 0, static_cast<std::int64_t>(batch.read.size()));
+  const std::int64_t kept =
+      std::min(batch.images.size(0), static_cast<std::int64_t>(batch.read.size()));
+  batch.images = batch.images.narrow(0, 0, kept);
   return batch;
 }
 

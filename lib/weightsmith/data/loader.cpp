@@ -4,6 +4,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <numeric>
 #include <span>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "weightsmith/config/enum_names.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
+#include "weightsmith/core/threads.h"
 #include "weightsmith/data/random_stream.h"
 
 namespace weightsmith {
@@ -29,16 +31,11 @@ void normalise(const Normalisation& n, const T* values, std::int64_t channels, s
   }
 }
 
-/// Starts an image from a stored sample.
+/// Starts an image from a stored sample of a shape (C, H, W).
 template <class T>
-void set_image(Image<T>& image, const at::Tensor& images, std::int64_t sample) {
-  image.reshape(images.size(1), images.size(2), images.size(3));
-  const T* from = images.data_ptr<T>() + sample * image.numel();
-  std::copy(from, from + image.numel(), image.data());
-}
-
-bool has_colours(const at::Tensor& images) {
-  return images.scalar_type() == at::kByte && (images.size(1) == 1 || images.size(1) == 3);
+void set_image(Image<T>& image, const std::vector<std::int64_t>& shape, const void* stored) {
+  image.reshape(shape[0], shape[1], shape[2]);
+  std::copy_n(static_cast<const T*>(stored), image.numel(), image.data());
 }
 
 }  // namespace
@@ -50,23 +47,30 @@ std::int64_t batches_per_epoch(std::int64_t samples, std::int64_t batch_size) {
 }
 
 Loader::Loader(const Dataset& dataset, LoaderOptions options, LoaderPosition start)
-    : dataset_(dataset), options_(std::move(options)), normalisation_(normalisation(dataset)) {
+    : dataset_(dataset),
+      options_(std::move(options)),
+      sample_shape_(dataset.sample_shape()),
+      is_bytes_(dataset.dtype() == at::kByte),
+      normalisation_(normalisation(dataset)) {
   WS_CHECK(options_.batch_size > 0 && options_.threads > 0 && options_.prefetch > 0);
-  WS_CHECK(dataset.size() > 0 && dataset.images.is_contiguous() && dataset.labels.is_contiguous());
+  WS_CHECK(dataset.size() > 0 && dataset.labels.is_contiguous() &&
+           (dataset.on_demand || dataset.images.is_contiguous()));
+  const std::int64_t channels = sample_shape_.front();
+  const bool has_colours = is_bytes_ && (channels == 1 || channels == 3);
   if (options_.pipelines.empty()) options_.pipelines.emplace_back();
   for (const Pipeline& pipeline : options_.pipelines) {
-    if (!pipeline.empty() && dataset.images.dim() != 4)
+    if (!pipeline.empty() && sample_shape_.size() != 3)
       throw Error(ErrorKind::kConfig, "augmentations",
                   fmt::format("{} holds samples of {} dimensions, not images (C, H, W)",
-                              dataset.where, dataset.images.dim() - 1),
+                              dataset.where, sample_shape_.size()),
                   "leave the pipelines empty");
     for (const Augmentation& a : pipeline)
-      if (needs_colour(a) && !has_colours(dataset.images))
-        throw Error(ErrorKind::kConfig, "augmentations",
-                    fmt::format("{} changes colours; the images of {} are {} of {} channels",
-                                enum_name(a.name), dataset.where,
-                                at::toString(dataset.images.scalar_type()), dataset.images.size(1)),
-                    "it needs uint8 images of 1 or 3 channels");
+      if (needs_colour(a) && !has_colours)
+        throw Error(
+            ErrorKind::kConfig, "augmentations",
+            fmt::format("{} changes colours; the images of {} are {} of {} channels",
+                        enum_name(a.name), dataset.where, at::toString(dataset.dtype()), channels),
+            "it needs uint8 images of 1 or 3 channels");
   }
   batches_per_epoch_ = weightsmith::batches_per_epoch(dataset.size(), options_.batch_size);
   claimed_ = consumed_ = start.epoch * batches_per_epoch_ + start.batch;
@@ -98,6 +102,7 @@ Batch Loader::next() {
 }
 
 void Loader::work() {
+  keep_to_one_thread();  // images on demand are resized by LibTorch
   Scratch scratch;
   std::unique_lock lock(mutex_);
   while (true) {
@@ -147,8 +152,9 @@ Batch Loader::prepare(std::int64_t number, Scratch& scratch) const {
   batch.labels = at::empty({count}, at::kLong);
   for (std::int64_t i = 0; i < count; ++i)
     batch.labels.data_ptr<std::int64_t>()[i] = dataset_.labels.data_ptr<std::int64_t>()[samples[i]];
+  const std::vector<const void*> stored = stored_samples(samples, scratch);
   for (std::size_t p = 0; p < options_.pipelines.size(); ++p) {
-    batch.views.push_back(prepare_view(p, epoch, samples, scratch));
+    batch.views.push_back(prepare_view(p, epoch, samples, stored, scratch));
     Rng rng(static_cast<std::uint64_t>(options_.seed),
             {kMixingStream, epoch, static_cast<std::uint64_t>(batch.position.batch), p});
     batch.mixing.push_back(mix_batch(options_.pipelines[p], batch.views.back(), batch.labels, rng));
@@ -156,11 +162,31 @@ Batch Loader::prepare(std::int64_t number, Scratch& scratch) const {
   return batch;
 }
 
+std::vector<const void*> Loader::stored_samples(const std::vector<std::int64_t>& samples,
+                                                Scratch& scratch) const {
+  std::vector<const void*> stored;
+  if (const ImageFiles* files = dataset_.on_demand.get()) {
+    const auto bytes = static_cast<std::size_t>(files->bytes_each());
+    scratch.decoded.resize(samples.size() * bytes);
+    for (const std::int64_t sample : samples) {
+      std::uint8_t* place = scratch.decoded.data() + stored.size() * bytes;
+      files->read(sample, place);
+      stored.push_back(place);
+    }
+    return stored;
+  }
+  const auto* values = static_cast<const std::byte*>(dataset_.images.data_ptr());
+  const auto bytes = static_cast<std::int64_t>(dataset_.images.nbytes()) / dataset_.size();
+  for (const std::int64_t sample : samples) stored.push_back(values + sample * bytes);
+  return stored;
+}
+
 at::Tensor Loader::prepare_view(std::size_t p, std::uint64_t epoch,
-                                const std::vector<std::int64_t>& samples, Scratch& scratch) const {
+                                const std::vector<std::int64_t>& samples,
+                                const std::vector<const void*>& stored, Scratch& scratch) const {
   const Pipeline& pipeline = options_.pipelines[p];
-  std::vector<std::int64_t> shape = dataset_.images.sizes().vec();
-  shape[0] = static_cast<std::int64_t>(samples.size());
+  std::vector<std::int64_t> shape = sample_shape_;
+  shape.insert(shape.begin(), static_cast<std::int64_t>(samples.size()));
   if (shape.size() == 4) {
     const auto [height, width] = augmented_size(pipeline, shape[2], shape[3]);
     shape[2] = height;
@@ -171,34 +197,31 @@ at::Tensor Loader::prepare_view(std::size_t p, std::uint64_t epoch,
   for (std::size_t i = 0; i < samples.size(); ++i) {
     Rng rng(static_cast<std::uint64_t>(options_.seed),
             {kAugmentStream, epoch, static_cast<std::uint64_t>(samples[i]), p});
-    prepare_image(pipeline, samples[i], rng, scratch,
+    prepare_image(pipeline, stored[i], rng, scratch,
                   view.data_ptr<float>() + static_cast<std::int64_t>(i) * numel);
   }
   return view;
 }
 
-void Loader::prepare_image(const Pipeline& pipeline, std::int64_t sample, Rng& rng,
-                           Scratch& scratch, float* out) const {
-  const at::Tensor& images = dataset_.images;
-  const std::int64_t channels = images.size(1);
-  const bool is_bytes = images.scalar_type() == at::kByte;
+void Loader::prepare_image(const Pipeline& pipeline, const void* stored, Rng& rng, Scratch& scratch,
+                           float* out) const {
+  const std::int64_t channels = sample_shape_.front();
   if (pipeline.empty()) {
-    const std::int64_t numel = images.numel() / images.size(0);
-    if (is_bytes) {
-      normalise(normalisation_, images.data_ptr<std::uint8_t>() + sample * numel, channels,
-                numel / channels, out);
+    std::int64_t plane = 1;
+    for (std::size_t d = 1; d < sample_shape_.size(); ++d) plane *= sample_shape_[d];
+    if (is_bytes_) {
+      normalise(normalisation_, static_cast<const std::uint8_t*>(stored), channels, plane, out);
     } else {
-      normalise(normalisation_, images.data_ptr<float>() + sample * numel, channels,
-                numel / channels, out);
+      normalise(normalisation_, static_cast<const float*>(stored), channels, plane, out);
     }
     return;
   }
   const std::span<const Augmentation> steps(pipeline);
-  const std::size_t on_bytes = is_bytes ? steps_on_bytes(pipeline) : 0;
+  const std::size_t on_bytes = is_bytes_ ? steps_on_bytes(pipeline) : 0;
   Image<float>& values = scratch.values;
-  if (is_bytes) {
+  if (is_bytes_) {
     Image<std::uint8_t>& bytes = scratch.bytes;
-    set_image(bytes, images, sample);
+    set_image(bytes, sample_shape_, stored);
     augment(steps.first(on_bytes), bytes, rng);
     if (on_bytes == steps.size()) {
       normalise(normalisation_, bytes.data(), channels, bytes.plane(), out);
@@ -207,7 +230,7 @@ void Loader::prepare_image(const Pipeline& pipeline, std::int64_t sample, Rng& r
     values.reshape(bytes.channels, bytes.height, bytes.width);
     std::copy(bytes.data(), bytes.data() + bytes.numel(), values.data());
   } else {
-    set_image(values, images, sample);
+    set_image(values, sample_shape_, stored);
   }
   augment(steps.subspan(on_bytes), values, rng);
   normalise(normalisation_, values.data(), channels, values.plane(), out);

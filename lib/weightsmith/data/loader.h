@@ -41,7 +41,8 @@ struct Batch {
 /// Batches that an epoch over `samples` samples has; see Loader.
 std::int64_t batches_per_epoch(std::int64_t samples, std::int64_t batch_size);
 
-/// Shuffled, augmented, normalised batches, prepared by threads of its own. What a batch holds
+/// Shuffled, augmented, normalised batches, prepared by threads of its own, which also decode the
+/// samples that a data set has on demand, once for all pipelines. What a batch holds
 /// depends on (seed, epoch, sample, pipeline) and, for mixed batches, its number alone: not on the
 /// number of threads, nor on where reading began, so a run resumes from a LoaderPosition.
 ///
@@ -73,20 +74,27 @@ class Loader {
   void work();
   /// Working memory of a thread.
   struct Scratch {
+    std::vector<std::uint8_t> decoded;  // a batch
     Image<std::uint8_t> bytes;
     Image<float> values;
   };
 
   Batch prepare(std::int64_t number, Scratch& scratch) const;
   at::Tensor prepare_view(std::size_t pipeline, std::uint64_t epoch,
-                          const std::vector<std::int64_t>& samples, Scratch& scratch) const;
-  /// Sample number `sample`, augmented, into `out`.
-  void prepare_image(const Pipeline& pipeline, std::int64_t sample, Rng& rng, Scratch& scratch,
+                          const std::vector<std::int64_t>& samples,
+                          const std::vector<const void*>& stored, Scratch& scratch) const;
+  /// Where the values of the samples are, decoded where need be.
+  std::vector<const void*> stored_samples(const std::vector<std::int64_t>& samples,
+                                          Scratch& scratch) const;
+  /// The sample with these stored values, augmented, into `out`.
+  void prepare_image(const Pipeline& pipeline, const void* stored, Rng& rng, Scratch& scratch,
                      float* out) const;
   std::vector<std::int64_t> sample_order(std::int64_t epoch) const;
 
   const Dataset& dataset_;
   LoaderOptions options_;
+  std::vector<std::int64_t> sample_shape_;
+  bool is_bytes_;  // else floats
   Normalisation normalisation_;
   std::int64_t batches_per_epoch_;
 

@@ -4,13 +4,17 @@
 #include <spdlog/fmt/ranges.h>
 #include <torch/csrc/jit/ir/ir.h>
 
+#include <algorithm>
 #include <cctype>
 #include <nlohmann/json.hpp>
 
+#include "weightsmith/core/stop.h"
 #include "weightsmith/model/flat_graph.h"
 
 namespace weightsmith {
 namespace {
+
+constexpr std::int64_t kDecodedTogether = 256;
 
 /// LibTorch numbers the classes of an archive by when it was loaded ("___torch_mangle_3."); that
 /// says nothing of the network.
@@ -37,8 +41,12 @@ Fingerprint& Fingerprint::add(std::string_view text) {
 
 void Fingerprint::add_tensor(const at::Tensor& tensor) {
   const at::Tensor plain = tensor.detach().cpu().contiguous();
-  add(fmt::format("{} [{}]", c10::toString(plain.scalar_type()), fmt::join(plain.sizes(), ", ")));
+  add_tensor_head(plain.scalar_type(), plain.sizes());
   digest_.add(plain.data_ptr(), plain.nbytes());
+}
+
+void Fingerprint::add_tensor_head(at::ScalarType type, at::IntArrayRef sizes) {
+  add(fmt::format("{} [{}]", c10::toString(type), fmt::join(sizes, ", ")));
 }
 
 Fingerprint& Fingerprint::add(const ScriptModel& model) {
@@ -52,7 +60,20 @@ Fingerprint& Fingerprint::add(const ScriptModel& model) {
 }
 
 Fingerprint& Fingerprint::add(const Dataset& data) {
-  add_tensor(data.images);
+  if (data.on_demand) {
+    // As all of them in one tensor would be added.
+    std::vector<std::int64_t> sizes = data.sample_shape();
+    sizes.insert(sizes.begin(), data.size());
+    add_tensor_head(data.dtype(), sizes);
+    for (std::int64_t begin = 0; begin < data.size(); begin += kDecodedTogether) {
+      stop_here_if_requested();
+      const at::Tensor some =
+          stored_batch(data, begin, std::min(kDecodedTogether, data.size() - begin));
+      digest_.add(some.data_ptr(), some.nbytes());
+    }
+  } else {
+    add_tensor(data.images);
+  }
   add_tensor(data.labels);
   return add(fmt::format("{} {} {}", data.classes, data.mean, data.std));
 }

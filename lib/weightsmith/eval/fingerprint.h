@@ -28,6 +28,7 @@ class Fingerprint {
 
  private:
   void add_tensor(const at::Tensor& tensor);
+  void add_tensor_head(at::ScalarType type, at::IntArrayRef sizes);
 
   Sha256 digest_;
 };

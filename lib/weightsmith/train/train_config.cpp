@@ -179,6 +179,8 @@ nlohmann::json lasting_config(const TrainConfig& config) {
   nlohmann::json json = to_config(config);
   for (const char* key : {"out", "device", "threads", "checkpoint", "flatness", "compare", "seeds"})
     json.erase(key);
+  for (const char* set : {"train", "test"})
+    if (json["data"].contains(set)) json["data"][set].erase("cache_gb");
   return json;
 }
 

@@ -35,13 +35,13 @@ std::vector<const Dataset*> TrainData::all() const {
   return sets;
 }
 
-TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed) {
+TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed, Progress* progress) {
   TrainData data;
-  data.train = load_dataset(config.train);
+  data.train = load_dataset(config.train, progress);
   data.classes = data.train.classes;
   data.train_classes = classes_in(data.train);
   if (config.test) {
-    data.test = load_dataset(*config.test);
+    data.test = load_dataset(*config.test, progress);
     data.classes = std::max(data.classes, data.test->classes);
   }
   if (config.validation > 0) {

@@ -10,6 +10,8 @@
 
 namespace weightsmith {
 
+class Progress;
+
 /// What a run trains on and is scored on.
 struct TrainData {
   Dataset train;
@@ -27,7 +29,9 @@ struct TrainData {
 /// of training; at least one sample stays on either side. Label noise then gives each remaining
 /// training sample, with probability `label_noise`, a class drawn uniformly from `train_classes`
 /// (its own included); validation and test labels stay as they are. Throws as load_dataset does.
-TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed);
+/// `progress` is told of images read.
+TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed,
+                          Progress* progress = nullptr);
 
 /// What outputs mean where this data is trained on: with `candidates` data only the classes of the
 /// training set compete. Throws Error{kConfig} when the test set has others then.

@@ -48,12 +48,14 @@ ScriptModel load_model(const TrainConfig& config, const TrainOptions& options) {
   return ScriptModel::load(config.model, load);
 }
 
-LoaderOptions loader_options(const TrainConfig& config) {
+LoaderOptions loader_options(const TrainConfig& config, const Dataset& data) {
   LoaderOptions options;
   options.batch_size = config.batch_size;
   options.seed = config.seed;
   options.pipelines = config.augmentations;
-  options.threads = std::clamp(at::get_num_threads() / 4, 1, 8);
+  // Decoding takes several times as long as what is left to do.
+  options.threads = std::clamp(at::get_num_threads() / (data.on_demand ? 2 : 4), 1, 8);
+  options.prefetch = std::max<std::int64_t>(options.prefetch, options.threads);
   return options;
 }
 
@@ -66,7 +68,7 @@ class Run {
       : config_(config),
         device_(options.device),
         progress_(progress),
-        data_(load_train_data(config.data, config.seed)),
+        data_(load_train_data(config.data, config.seed, &progress)),
         objective_(training_objective(config.objective, data_)),
         model_(load_model(config, options)),
         frozen_(freeze_parameters(model_, config.freeze)),
@@ -98,7 +100,7 @@ class Run {
     loss_of(normalised_batch(data_.train, 0, 1).to(device_),
             data_.train.labels.narrow(0, 0, 1).to(device_), {});
     // The sizes that pipelines make may differ from the stored one.
-    Loader loader(data_.train, loader_options(config_));
+    Loader loader(data_.train, loader_options(config_, data_.train));
     const Batch batch = loader.next();
     for (const at::Tensor& view : batch.views)
       loss_of(view.narrow(0, 0, 1).to(device_), batch.labels.narrow(0, 0, 1).to(device_), {});
@@ -145,7 +147,7 @@ class Run {
     auto bytes = 2 * result_.parameters * static_cast<std::int64_t>(sizeof(float));
     for (const auto& [name, tensor] : method_->state())
       bytes += static_cast<std::int64_t>(tensor.nbytes());
-    for (const Dataset* set : data_.all()) bytes += static_cast<std::int64_t>(set->images.nbytes());
+    for (const Dataset* set : data_.all()) bytes += set->memory_bytes();
     return bytes;
   }
 
@@ -237,7 +239,7 @@ class Run {
   }
 
   void train_epochs() {
-    Loader loader(data_.train, loader_options(config_), state_.position);
+    Loader loader(data_.train, loader_options(config_, data_.train), state_.position);
     while (state_.position.epoch < config_.epochs) {
       epoch_start_ = Clock::now() - std::chrono::duration_cast<Clock::duration>(
                                         std::chrono::duration<double>(state_.elapsed_s));

@@ -65,5 +65,20 @@ TEST_CASE("loops of at::parallel_for run on that many threads", "[core]") {
   CHECK(threads_of(2) == 2);
 }
 
+TEST_CASE("a thread can keep to itself while the others keep their number", "[core]") {
+  set_thread_count(2);
+  int own = 0;
+  std::thread([&own] {
+    keep_to_one_thread();
+    own = at::get_num_threads();
+  }).join();
+  CHECK(own == 1);
+  CHECK(at::get_num_threads() == 2);
+  int later = 0;
+  std::thread([&later] { later = at::get_num_threads(); }).join();
+  CHECK(later == 2);
+  set_thread_count(0);
+}
+
 }  // namespace
 }  // namespace weightsmith
