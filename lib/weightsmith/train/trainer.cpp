@@ -29,12 +29,12 @@
 #include "weightsmith/train/checkpoint.h"
 #include "weightsmith/train/distillation.h"
 #include "weightsmith/train/freeze.h"
-#include "weightsmith/train/gradient_clipping.h"
 #include "weightsmith/train/methods.h"
 #include "weightsmith/train/norm_statistics.h"
 #include "weightsmith/train/parameter_arena.h"
 #include "weightsmith/train/schedule.h"
 #include "weightsmith/train/train_data.h"
+#include "weightsmith/train/training_step.h"
 #include "weightsmith/train/unused_keys.h"
 
 namespace weightsmith {
@@ -46,6 +46,11 @@ ScriptModel load_model(const TrainConfig& config, const TrainOptions& options) {
   load.trust = options.trust;
   load.seed = static_cast<std::uint64_t>(config.seed);
   return ScriptModel::load(config.model, load);
+}
+
+std::optional<Distillation> teacher_of(const TrainConfig& config, const TrainOptions& options) {
+  if (!config.distillation) return std::nullopt;
+  return Distillation(*config.distillation, options.device, options.trust);
 }
 
 LoaderOptions loader_options(const TrainConfig& config, const Dataset& data) {
@@ -72,13 +77,15 @@ class Run {
         objective_(training_objective(config.objective, data_)),
         model_(load_model(config, options)),
         frozen_(freeze_parameters(model_, config.freeze)),
+        distillation_(teacher_of(config, options)),
         arena_(std::in_place, model_.parameters(), config.method.trained_heads(), model_.where()),
         batches_(batches_per_epoch(data_.train.size(), config.batch_size)),
         method_(make_method(config, *arena_, batches_)),
-        norms_(model_, config.method.norm_mode(), config.method.trained_heads()) {
+        norms_(model_, config.method.norm_mode(), config.method.trained_heads()),
+        step_(config, {model_, objective_, distillation_ ? &*distillation_ : nullptr, *arena_,
+                       *method_, norms_, device_}) {
     check_storable(model_.state_dict(), model_.where());
     objective_.to(device_);
-    if (config.distillation) distillation_.emplace(*config.distillation, device_, options.trust);
     state_.config = lasting_config(config);
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
     for (const Dataset* set : {&data_.train, data_.test ? &*data_.test : nullptr})
@@ -97,13 +104,13 @@ class Run {
   nlohmann::json plan() {
     const at::NoGradGuard no_grad;
     model_.train(false);
-    loss_of(normalised_batch(data_.train, 0, 1).to(device_),
-            data_.train.labels.narrow(0, 0, 1).to(device_), {});
+    step_.loss(normalised_batch(data_.train, 0, 1).to(device_),
+               data_.train.labels.narrow(0, 0, 1).to(device_), {});
     // The sizes that pipelines make may differ from the stored one.
     Loader loader(data_.train, loader_options(config_, data_.train));
     const Batch batch = loader.next();
     for (const at::Tensor& view : batch.views)
-      loss_of(view.narrow(0, 0, 1).to(device_), batch.labels.narrow(0, 0, 1).to(device_), {});
+      step_.loss(view.narrow(0, 0, 1).to(device_), batch.labels.narrow(0, 0, 1).to(device_), {});
     if (config_.flatness) try_flatness();
     nlohmann::json plan = {{"dry_run", true},
                            {"parameters", result_.parameters},
@@ -294,67 +301,11 @@ class Run {
   }
 
   void step(const Batch& batch, std::size_t view, double lr) {
-    const auto here = [&] {
+    state_.loss_sum += step_.run(batch, view, lr, [&] {
       return fmt::format("epoch {}, batch {}, head {}", state_.position.epoch + 1,
                          state_.position.batch + 1, view);
-    };
-    const at::AutoGradMode with_grad(true);
-    at::manual_seed(Rng(static_cast<std::uint64_t>(config_.seed),
-                        {kForwardStream, static_cast<std::uint64_t>(method_->steps())})
-                        .next());
-    norms_.show(method_->head());
-    try {
-      const double value = backward(batch, view, here);
-      state_.loss_sum += value;
-      ++state_.loss_count;
-    } catch (...) {
-      throw_jit_error(ErrorKind::kInput, model_.where(), "the training step failed at " + here(),
-                      "lower batch_size where memory ran out");
-    }
-    clip_gradients(arena_->parameters(), config_.optimizer.clip_norm, config_.optimizer.clip_value);
-    method_->step(lr);
-  }
-
-  /// Adds the gradients of the batch's mean loss, part by part, to the parameters' and returns that
-  /// loss. No part but an only one holds a single sample (train/trainer.h).
-  template <class Here>
-  double backward(const Batch& batch, std::size_t view, const Here& here) {
-    const at::Tensor inputs = batch.views[view].to(device_);
-    const at::Tensor labels = batch.labels.to(device_);
-    Mixing mixing = batch.mixing[view];
-    if (mixing.labels.defined()) mixing.labels = mixing.labels.to(device_);
-    const std::int64_t samples = labels.size(0);
-    const std::int64_t parts =
-        std::clamp<std::int64_t>(samples / 2, 1, config_.optimizer.accumulate);
-    double sum = 0;
-    for (std::int64_t p = 0; p < parts; ++p) {
-      const std::int64_t begin = p * samples / parts;
-      const std::int64_t count = (p + 1) * samples / parts - begin;
-      const double share = static_cast<double>(count) / static_cast<double>(samples);
-      Mixing part = mixing;
-      if (part.labels.defined()) part.labels = part.labels.narrow(0, begin, count);
-      const at::Tensor loss =
-          loss_of(inputs.narrow(0, begin, count), labels.narrow(0, begin, count), part);
-      const auto value = loss.item<double>();
-      if (!std::isfinite(value))
-        throw Error(ErrorKind::kNumeric, model_.where(),
-                    fmt::format("the loss is {} at {}", value, here()),
-                    "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints "
-                    "were kept");
-      (parts == 1 ? loss : loss * share).backward();
-      sum += share * value;
-    }
-    return sum;
-  }
-
-  at::Tensor loss_of(const at::Tensor& inputs, const at::Tensor& labels, const Mixing& mixing) {
-    const at::Tensor outputs = model_.forward(inputs);
-    at::Tensor loss = objective_.loss(outputs, labels, inputs);
-    // A regression's target is made of the mixed image itself.
-    if (mixing.labels.defined() && !objective_.is_regression())
-      loss = loss * mixing.share +
-             objective_.loss(outputs, mixing.labels, inputs) * (1 - mixing.share);
-    return distillation_ ? distillation_->loss(objective_, outputs, inputs, loss) : loss;
+    });
+    ++state_.loss_count;
   }
 
   /// Writes everything and ends the run; a resumed one goes on with the next batch.
@@ -511,6 +462,7 @@ class Run {
   std::int64_t batches_;  // an epoch
   std::unique_ptr<TrainingMethod> method_;
   NormStatistics norms_;
+  TrainingStep step_;
   Checkpoint state_;
   std::optional<EventFile> events_;
   TrainResult result_;

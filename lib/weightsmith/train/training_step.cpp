@@ -1,0 +1,86 @@
+#include "weightsmith/train/training_step.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "weightsmith/core/error.h"
+#include "weightsmith/core/rng.h"
+#include "weightsmith/data/random_stream.h"
+#include "weightsmith/model/jit_runtime.h"
+#include "weightsmith/train/gradient_clipping.h"
+
+namespace weightsmith {
+
+TrainingStep::TrainingStep(const TrainConfig& config, const TrainingParts& parts)
+    : config_(config), parts_(parts) {}
+
+double TrainingStep::run(const Batch& batch, std::size_t view, double lr,
+                         const std::function<std::string()>& here) {
+  const at::AutoGradMode with_grad(true);
+  at::manual_seed(Rng(static_cast<std::uint64_t>(config_.seed),
+                      {kForwardStream, static_cast<std::uint64_t>(parts_.method.steps())})
+                      .next());
+  parts_.norms.show(parts_.method.head());
+  double value = 0;
+  try {
+    value = backward(batch, view, here);
+  } catch (...) {
+    throw_jit_error(ErrorKind::kInput, parts_.model.where(),
+                    "the training step failed at " + here(),
+                    "lower batch_size where memory ran out");
+  }
+  const OptimizerConfig& optimizer = config_.optimizer;
+  clip_gradients(parts_.arena.parameters(), optimizer.clip_norm, optimizer.clip_value);
+  parts_.method.step(lr);
+  return value;
+}
+
+/// Adds the gradients of the batch's mean loss, part by part, to the parameters' and returns that
+/// loss.
+double TrainingStep::backward(const Batch& batch, std::size_t view,
+                              const std::function<std::string()>& here) {
+  const at::Tensor inputs = batch.views[view].to(parts_.device);
+  const at::Tensor labels = batch.labels.to(parts_.device);
+  Mixing mixing = batch.mixing[view];
+  if (mixing.labels.defined()) mixing.labels = mixing.labels.to(parts_.device);
+  const std::int64_t samples = labels.size(0);
+  const std::int64_t parts = std::clamp<std::int64_t>(samples / 2, 1, config_.optimizer.accumulate);
+  double sum = 0;
+  for (std::int64_t p = 0; p < parts; ++p) {
+    const std::int64_t begin = p * samples / parts;
+    const std::int64_t count = (p + 1) * samples / parts - begin;
+    const double share = static_cast<double>(count) / static_cast<double>(samples);
+    Mixing part = mixing;
+    if (part.labels.defined()) part.labels = part.labels.narrow(0, begin, count);
+    const at::Tensor mean =
+        loss(inputs.narrow(0, begin, count), labels.narrow(0, begin, count), part);
+    const auto value = mean.item<double>();
+    if (!std::isfinite(value))
+      throw Error(ErrorKind::kNumeric, parts_.model.where(),
+                  fmt::format("the loss is {} at {}", value, here()),
+                  "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints "
+                  "were kept");
+    (parts == 1 ? mean : mean * share).backward();
+    sum += share * value;
+  }
+  return sum;
+}
+
+at::Tensor TrainingStep::loss(const at::Tensor& inputs, const at::Tensor& labels,
+                              const Mixing& mixing) {
+  const Objective& objective = parts_.objective;
+  const at::Tensor outputs = parts_.model.forward(inputs);
+  at::Tensor loss = objective.loss(outputs, labels, inputs);
+  // A regression's target is made of the mixed image itself.
+  if (mixing.labels.defined() && !objective.is_regression())
+    loss =
+        loss * mixing.share + objective.loss(outputs, mixing.labels, inputs) * (1 - mixing.share);
+  return parts_.distillation != nullptr
+             ? parts_.distillation->loss(objective, outputs, inputs, loss)
+             : loss;
+}
+
+}  // namespace weightsmith
