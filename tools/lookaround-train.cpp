@@ -8,6 +8,7 @@
 
 #include "common/tool.h"
 #include "weightsmith/core/atomic_file.h"
+#include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/train/comparison.h"
 #include "weightsmith/train/train_config.h"
 #include "weightsmith/train/trainer.h"
@@ -46,6 +47,7 @@ nlohmann::json compare(const TrainConfig& config, const TrainOptions& options, R
 }
 
 nlohmann::json train_network(const TrainConfig& config, Run& run) {
+  keep_freed_memory();
   TrainOptions options;
   options.device = run.settings().device;
   options.resume = run.settings().resume;

@@ -33,21 +33,24 @@ struct AdamCoefficients {
         keep(static_cast<float>(o.decoupled ? 1 - lr * o.weight_decay : 1)) {}
 };
 
-void adam_update(const AdamCoefficients c, std::int64_t size, const float* __restrict gradient,
+void adam_values(const AdamCoefficients c, std::int64_t size, const float* __restrict gradient,
                  float* __restrict values, float* __restrict momenta, float* __restrict squares) {
-  at::parallel_for(0, size, kArenaGrain, [=](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      const float g = gradient[i] + c.coupled * values[i];
-      const float m = c.beta1 * momenta[i] + c.fresh1 * g;
-      const float v = c.beta2 * squares[i] + c.fresh2 * g * g;
-      momenta[i] = m;
-      squares[i] = v;
-      values[i] = c.keep * values[i] - c.rate * m / (std::sqrt(v) * c.root_scale + c.epsilon);
-    }
-  });
+  for (std::int64_t i = 0; i < size; ++i) {
+    const float g = gradient[i] + c.coupled * values[i];
+    const float m = c.beta1 * momenta[i] + c.fresh1 * g;
+    const float v = c.beta2 * squares[i] + c.fresh2 * g * g;
+    momenta[i] = m;
+    squares[i] = v;
+    values[i] = c.keep * values[i] - c.rate * m / (std::sqrt(v) * c.root_scale + c.epsilon);
+  }
 }
 
 }  // namespace
+
+void adam_update(const AdamOptions& options, double lr, std::int64_t t, std::int64_t size,
+                 const float* gradient, float* values, float* momenta, float* squares) {
+  adam_values({options, lr, t}, size, gradient, values, momenta, squares);
+}
 
 void adam_step(const AdamOptions& options, double lr, std::int64_t t, const at::Tensor& gradient,
                at::Tensor& values, at::Tensor& momenta, at::Tensor& squares) {
@@ -59,8 +62,13 @@ void adam_step(const AdamOptions& options, double lr, std::int64_t t, const at::
     return;
   }
   const at::Tensor flat = g.contiguous();
-  adam_update({options, lr, t}, values.numel(), flat.data_ptr<float>(), values.data_ptr<float>(),
-              momenta.data_ptr<float>(), squares.data_ptr<float>());
+  const float* from = flat.data_ptr<float>();
+  float* to = values.data_ptr<float>();
+  float* m = momenta.data_ptr<float>();
+  float* v = squares.data_ptr<float>();
+  at::parallel_for(0, values.numel(), kArenaGrain, [&](std::int64_t begin, std::int64_t end) {
+    adam_update(options, lr, t, end - begin, from + begin, to + begin, m + begin, v + begin);
+  });
 }
 
 void adam_step_by_operators(const AdamOptions& options, double lr, std::int64_t t,

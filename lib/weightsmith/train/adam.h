@@ -28,6 +28,10 @@ struct AdamOptions {
 void adam_step(const AdamOptions& options, double lr, std::int64_t t, const at::Tensor& gradient,
                at::Tensor& values, at::Tensor& momenta, at::Tensor& squares);
 
+/// The same for `size` values in the memory of the CPU, on the calling thread.
+void adam_update(const AdamOptions& options, double lr, std::int64_t t, std::int64_t size,
+                 const float* gradient, float* values, float* momenta, float* squares);
+
 /// The same by tensor operations, for any device.
 void adam_step_by_operators(const AdamOptions& options, double lr, std::int64_t t,
                             const at::Tensor& gradient, at::Tensor& values, at::Tensor& momenta,

@@ -1,6 +1,12 @@
 #include "weightsmith/train/base_optimizer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "weightsmith/core/error.h"
 
 namespace weightsmith {
 namespace {
@@ -20,6 +26,33 @@ struct ParameterStep {
   }
 };
 
+/// One parameter of a head in the memory of the CPU.
+struct Stretch {
+  const float* gradient;
+  std::int64_t offset;  // in the head
+  std::int64_t count;   // of this step, from 1
+};
+
+/// A head, and what its base optimiser keeps of it (or null).
+struct HeadMemory {
+  double lr;
+  float* values;
+  float* momenta;
+  float* squares;
+
+  /// Values [from, to) of a stretch.
+  void step(const BaseOptions& options, const Stretch& s, std::int64_t from,
+            std::int64_t to) const {
+    const std::int64_t at = s.offset + from;
+    if (const auto* sgd = std::get_if<SgdOptions>(&options))
+      sgd_update(*sgd, lr, s.count == 1, to - from, s.gradient + from, values + at,
+                 momenta == nullptr ? nullptr : momenta + at);
+    else
+      adam_update(std::get<AdamOptions>(options), lr, s.count, to - from, s.gradient + from,
+                  values + at, momenta + at, squares + at);
+  }
+};
+
 }  // namespace
 
 BaseOptimizer::BaseOptimizer(ParameterArena& arena, const BaseOptions& options)
@@ -32,6 +65,11 @@ BaseOptimizer::BaseOptimizer(ParameterArena& arena, const BaseOptions& options)
 }
 
 void BaseOptimizer::step(std::int64_t head, double lr) {
+  const at::NoGradGuard no_grad;
+  if (arena_.values().is_cpu()) {
+    step_in_one_pass(head, lr);
+    return;
+  }
   auto* counts = counts_[head].data_ptr<std::int64_t>();
   const at::Tensor values = arena_.head(head);
   for (std::size_t i = 0; i < arena_.segments().size(); ++i) {
@@ -39,7 +77,7 @@ void BaseOptimizer::step(std::int64_t head, double lr) {
     if (!gradient.defined()) continue;
     const auto& segment = arena_.segments()[i];
     const auto own = [&](const at::Tensor& flat) {
-      return flat.defined() ? flat.narrow(0, segment.offset, segment.numel) : at::Tensor();
+      return flat.narrow(0, segment.offset, segment.numel);
     };
     const auto row = [&](const at::Tensor& rows) {
       return rows.defined() ? own(rows[head]) : at::Tensor();
@@ -48,6 +86,40 @@ void BaseOptimizer::step(std::int64_t head, double lr) {
     std::visit(step, options_);
     gradient.reset();
   }
+}
+
+/// Parameters are often small: what a tensor operation costs by itself would be most of the time.
+void BaseOptimizer::step_in_one_pass(std::int64_t head, double lr) {
+  const std::size_t parameters = arena_.segments().size();
+  auto* counts = counts_.data_ptr<std::int64_t>() + head * static_cast<std::int64_t>(parameters);
+  const auto row = [&](const at::Tensor& rows) {
+    return rows.defined() ? rows.data_ptr<float>() + head * arena_.width() : nullptr;
+  };
+  const HeadMemory memory{lr, row(arena_.values()), row(momenta_), row(squares_)};
+  std::vector<at::Tensor> gradients;
+  std::vector<Stretch> stretches;
+  std::vector<std::int64_t> ends;  // of the stretches, laid end to end
+  std::int64_t size = 0;
+  for (std::size_t i = 0; i < parameters; ++i) {
+    at::Tensor& gradient = arena_.parameters()[i].mutable_grad();
+    if (!gradient.defined()) continue;
+    const auto& segment = arena_.segments()[i];
+    WS_CHECK(gradient.numel() == segment.numel && gradient.scalar_type() == at::kFloat);
+    gradients.push_back(gradient.contiguous());
+    gradient.reset();
+    stretches.push_back({gradients.back().data_ptr<float>(), segment.offset, ++counts[i]});
+    ends.push_back(size += segment.numel);
+  }
+  at::parallel_for(0, size, kArenaGrain, [&](std::int64_t begin, std::int64_t end) {
+    auto s =
+        static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), begin) - ends.begin());
+    for (; begin < end; ++s) {
+      const std::int64_t start = s == 0 ? 0 : ends[s - 1];
+      const std::int64_t stop = std::min(end, ends[s]);
+      memory.step(options_, stretches[s], begin - start, stop - start);
+      begin = stop;
+    }
+  });
 }
 
 TensorMap BaseOptimizer::state() const {

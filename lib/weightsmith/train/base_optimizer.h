@@ -32,6 +32,8 @@ class BaseOptimizer {
   TensorMap state() const;
 
  private:
+  void step_in_one_pass(std::int64_t head, double lr);
+
   ParameterArena& arena_;
   BaseOptions options_;
   at::Tensor momenta_;

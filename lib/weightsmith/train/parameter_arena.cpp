@@ -45,6 +45,7 @@ ParameterArena::ParameterArena(const TensorMap& parameters, std::int64_t heads,
   values_ = at::zeros({heads, width}, parameters_.front().options().requires_grad(false));
   for (std::size_t i = 0; i < segments_.size(); ++i)
     values_.narrow(1, segments_[i].offset, segments_[i].numel).copy_(parameters_[i].reshape({-1}));
+  for (std::int64_t h = 0; h < heads; ++h) views_.push_back(views_of(values_[h]));
   show(0);
 }
 
@@ -53,14 +54,24 @@ ParameterArena::~ParameterArena() {
   for (at::Tensor& parameter : parameters_) parameter.set_data(parameter.detach().clone());
 }
 
-void ParameterArena::show(std::int64_t head) { show_values(values_[head]); }
-
-void ParameterArena::show_values(const at::Tensor& flat) {
-  const at::NoGradGuard no_grad;
-  for (std::size_t i = 0; i < segments_.size(); ++i)
-    parameters_[i].set_data(
-        flat.narrow(0, segments_[i].offset, segments_[i].numel).view(segments_[i].shape));
+std::vector<at::Tensor> ParameterArena::views_of(const at::Tensor& flat) const {
+  std::vector<at::Tensor> views;
+  views.reserve(segments_.size());
+  for (const Segment& segment : segments_)
+    views.push_back(flat.narrow(0, segment.offset, segment.numel).view(segment.shape));
+  return views;
 }
+
+void ParameterArena::set_parameters(const std::vector<at::Tensor>& views) {
+  const at::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) parameters_[i].set_data(views[i]);
+}
+
+void ParameterArena::show(std::int64_t head) {
+  set_parameters(views_.at(static_cast<std::size_t>(head)));
+}
+
+void ParameterArena::show_values(const at::Tensor& flat) { set_parameters(views_of(flat)); }
 
 void ParameterArena::show_mean() {
   if (!mean_.defined()) mean_ = at::empty_like(values_[0]);

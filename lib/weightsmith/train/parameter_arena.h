@@ -55,12 +55,16 @@ class ParameterArena {
   void average();
 
  private:
+  /// The parameters as they lie in `flat` (width).
+  std::vector<at::Tensor> views_of(const at::Tensor& flat) const;
+  void set_parameters(const std::vector<at::Tensor>& views);
   void mean_into(float* const* targets, std::int64_t count) const;
 
   std::vector<Segment> segments_;
   std::vector<at::Tensor> parameters_;
-  at::Tensor values_;  // (heads, width)
-  at::Tensor mean_;    // (width); defined once it was asked for
+  at::Tensor values_;                           // (heads, width)
+  std::vector<std::vector<at::Tensor>> views_;  // of every head: making them takes longer
+  at::Tensor mean_;                             // (width); defined once it was asked for
 };
 
 }  // namespace weightsmith

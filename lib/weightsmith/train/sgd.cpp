@@ -15,22 +15,36 @@ struct Coefficients {
 
 /// The flags are template parameters, so that each combination is a loop the compiler vectorises.
 template <bool kMomentum, bool kFirst, bool kNesterov>
-void update(const Coefficients c, std::int64_t size, const float* __restrict gradient,
-            float* __restrict values, float* __restrict momenta) {
-  at::parallel_for(0, size, kArenaGrain, [=](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      float g = gradient[i] + c.weight_decay * values[i];
-      if constexpr (kMomentum) {
-        const float m = kFirst ? g : c.momentum * momenta[i] + c.fresh * g;
-        momenta[i] = m;
-        g = kNesterov ? g + c.momentum * m : m;
-      }
-      values[i] -= c.lr * g;
+void sgd_values(const Coefficients c, std::int64_t size, const float* __restrict gradient,
+                float* __restrict values, float* __restrict momenta) {
+  for (std::int64_t i = 0; i < size; ++i) {
+    float g = gradient[i] + c.weight_decay * values[i];
+    if constexpr (kMomentum) {
+      const float m = kFirst ? g : c.momentum * momenta[i] + c.fresh * g;
+      momenta[i] = m;
+      g = kNesterov ? g + c.momentum * m : m;
     }
-  });
+    values[i] -= c.lr * g;
+  }
 }
 
 }  // namespace
+
+void sgd_update(const SgdOptions& options, double lr, bool first, std::int64_t size,
+                const float* gradient, float* values, float* momenta) {
+  const Coefficients c{static_cast<float>(lr), static_cast<float>(options.momentum),
+                       static_cast<float>(1 - options.dampening),
+                       static_cast<float>(options.weight_decay)};
+  if (options.momentum == 0) {
+    sgd_values<false, false, false>(c, size, gradient, values, nullptr);
+  } else if (first) {
+    (options.nesterov ? sgd_values<true, true, true>
+                      : sgd_values<true, true, false>)(c, size, gradient, values, momenta);
+  } else {
+    (options.nesterov ? sgd_values<true, false, true>
+                      : sgd_values<true, false, false>)(c, size, gradient, values, momenta);
+  }
+}
 
 void sgd_step(const SgdOptions& options, double lr, bool first, const at::Tensor& gradient,
               at::Tensor& values, at::Tensor& momenta) {
@@ -41,24 +55,14 @@ void sgd_step(const SgdOptions& options, double lr, bool first, const at::Tensor
     sgd_step_by_operators(options, lr, first, g, values, momenta);
     return;
   }
-  const Coefficients c{static_cast<float>(lr), static_cast<float>(options.momentum),
-                       static_cast<float>(1 - options.dampening),
-                       static_cast<float>(options.weight_decay)};
   const at::Tensor flat = g.contiguous();
-  const std::int64_t size = values.numel();
   const float* from = flat.data_ptr<float>();
   float* to = values.data_ptr<float>();
-  if (options.momentum == 0) {
-    update<false, false, false>(c, size, from, to, nullptr);
-    return;
-  }
-  float* m = momenta.data_ptr<float>();
-  if (first) {
-    (options.nesterov ? update<true, true, true> : update<true, true, false>)(c, size, from, to, m);
-  } else {
-    (options.nesterov ? update<true, false, true> : update<true, false, false>)(c, size, from, to,
-                                                                                m);
-  }
+  float* m = options.momentum == 0 ? nullptr : momenta.data_ptr<float>();
+  at::parallel_for(0, values.numel(), kArenaGrain, [&](std::int64_t begin, std::int64_t end) {
+    sgd_update(options, lr, first, end - begin, from + begin, to + begin,
+               m == nullptr ? nullptr : m + begin);
+  });
 }
 
 void sgd_step_by_operators(const SgdOptions& options, double lr, bool first,

@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
+
 namespace weightsmith {
 
 /// Stochastic gradient descent as PyTorch defines it (Sutskever et al., ICML 2013, with the
@@ -23,6 +25,11 @@ struct SgdOptions {
 /// is 0. O(size); on the CPU one pass over memory, elsewhere sgd_step_by_operators.
 void sgd_step(const SgdOptions& options, double lr, bool first, const at::Tensor& gradient,
               at::Tensor& values, at::Tensor& momenta);
+
+/// The same for `size` values in the memory of the CPU, on the calling thread; `momenta` may be
+/// null when µ is 0.
+void sgd_update(const SgdOptions& options, double lr, bool first, std::int64_t size,
+                const float* gradient, float* values, float* momenta);
 
 /// The same by tensor operations, for any device.
 void sgd_step_by_operators(const SgdOptions& options, double lr, bool first,

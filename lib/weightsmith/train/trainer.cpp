@@ -22,7 +22,7 @@
 #include "weightsmith/data/random_stream.h"
 #include "weightsmith/eval/objective.h"
 #include "weightsmith/model/batch_norms.h"
-#include "weightsmith/model/jit_runtime.h"
+#include "weightsmith/model/channels_last.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/report/event_file.h"
 #include "weightsmith/tensor/safetensors.h"
@@ -83,7 +83,7 @@ class Run {
         method_(make_method(config, *arena_, batches_)),
         norms_(model_, config.method.norm_mode(), config.method.trained_heads()),
         step_(config, {model_, objective_, distillation_ ? &*distillation_ : nullptr, *arena_,
-                       *method_, norms_, device_}) {
+                       *method_, norms_, device_, channels_innermost()}) {
     check_storable(model_.state_dict(), model_.where());
     objective_.to(device_);
     state_.config = lasting_config(config);
@@ -156,6 +156,15 @@ class Run {
       bytes += static_cast<std::int64_t>(tensor.nbytes());
     for (const Dataset* set : data_.all()) bytes += set->memory_bytes();
     return bytes;
+  }
+
+  /// Decided on the initial weights, so that a resumed run decides alike. On a GPU nothing is known
+  /// of what it would gain.
+  bool channels_innermost() {
+    if (!device_.is_cpu()) return false;
+    constexpr std::int64_t kSamples = 4;
+    return takes_channels_last(
+        model_, normalised_batch(data_.train, 0, std::min(kSamples, data_.train.size())));
   }
 
   /// Second derivatives that are missing are better known before than after the training.

@@ -42,7 +42,8 @@ double TrainingStep::run(const Batch& batch, std::size_t view, double lr,
 /// loss.
 double TrainingStep::backward(const Batch& batch, std::size_t view,
                               const std::function<std::string()>& here) {
-  const at::Tensor inputs = batch.views[view].to(parts_.device);
+  at::Tensor inputs = batch.views[view].to(parts_.device);
+  if (parts_.channels_last) inputs = inputs.contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor labels = batch.labels.to(parts_.device);
   Mixing mixing = batch.mixing[view];
   if (mixing.labels.defined()) mixing.labels = mixing.labels.to(parts_.device);

@@ -26,6 +26,7 @@ struct TrainingParts {
   TrainingMethod& method;
   NormStatistics& norms;
   at::Device device;
+  bool channels_last = false;  ///< show images with channels innermost (model/channels_last.h)
 };
 
 /// The steps of a training: forward, loss, backward, and what the method makes of the gradients.

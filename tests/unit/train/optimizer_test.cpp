@@ -1,10 +1,13 @@
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <catch2/catch.hpp>
 #include <limits>
 #include <vector>
 
 #include "support/expect_error.h"
+#include "weightsmith/train/adam.h"
+#include "weightsmith/train/base_optimizer.h"
 #include "weightsmith/train/lookaround.h"
 #include "weightsmith/train/parameter_arena.h"
 #include "weightsmith/train/sgd.h"
@@ -208,6 +211,69 @@ TEST_CASE("a parameter without a gradient stays, and starts its momentum later",
   at::Tensor momenta = at::zeros({2});
   sgd_step(options, 0.1, true, at::ones({2}), expected, momenta);
   CHECK(parameters.at("p1").detach().equal(expected));
+}
+
+TEST_CASE("a step is the same on any number of threads and for gradients of any strides",
+          "[train]") {
+  const int before = at::get_num_threads();
+  for (const BaseOptions& options :
+       {BaseOptions(SgdOptions{0.9, 0.1, 0.01, false}), BaseOptions(AdamOptions{})}) {
+    TensorMap results[2];
+    for (const int threads : {1, 3}) {
+      at::set_num_threads(threads);
+      at::manual_seed(7);
+      // Stretches that a thread's part begins and ends inside of, and shorter ones between.
+      TensorMap parameters =
+          parameters_of({{3 * kArenaGrain / 2 + 5}, {3}, {40, 50}, {1}, {2 * kArenaGrain + 1}});
+      ParameterArena arena(parameters, 2, "net");
+      BaseOptimizer optimizer(arena, options);
+      for (int step = 0; step < 3; ++step) {
+        for (auto& [name, parameter] : parameters)
+          parameter.mutable_grad() = at::randn(parameter.sizes());
+        parameters.at("p2").mutable_grad() = at::randn({50, 40}).t();
+        if (step == 1) parameters.at("p1").mutable_grad().reset();
+        optimizer.step(1, 0.1);
+        for (auto& [name, parameter] : parameters) CHECK_FALSE(parameter.grad().defined());
+      }
+      TensorMap& result = results[threads == 1 ? 0 : 1];
+      for (const auto& [name, tensor] : optimizer.state()) result.emplace(name, tensor);
+      result.emplace("values", arena.values());
+    }
+    for (const auto& [name, tensor] : results[0]) {
+      INFO(name);
+      CHECK(tensor.equal(results[1].at(name)));
+    }
+    CHECK_FALSE(results[0].at("values")[0].equal(results[0].at("values")[1]));
+  }
+  at::set_num_threads(before);
+}
+
+TEST_CASE("one pass over all parameters is the step of each by itself", "[train]") {
+  at::manual_seed(8);
+  TensorMap parameters = parameters_of({{6, 5}, {17}});
+  ParameterArena arena(parameters, 1, "net");
+  const AdamOptions options{0.8, 0.99, 1e-6, 0.1, true};
+  BaseOptimizer optimizer(arena, options);
+  TensorMap values, momenta, squares;
+  for (const auto& [name, parameter] : parameters) {
+    values.emplace(name, parameter.detach().clone().flatten());
+    momenta.emplace(name, at::zeros({parameter.numel()}));
+    squares.emplace(name, at::zeros({parameter.numel()}));
+  }
+  for (int step = 1; step <= 4; ++step) {
+    for (auto& [name, parameter] : parameters) {
+      const at::Tensor gradient =
+          name == "p0" ? at::randn({5, 6}).t() : at::randn(parameter.sizes());
+      parameter.mutable_grad() = gradient;
+      adam_step_by_operators(options, 0.05, step, gradient, values.at(name), momenta.at(name),
+                             squares.at(name));
+    }
+    optimizer.step(0, 0.05);
+  }
+  for (const auto& [name, parameter] : parameters) {
+    INFO(name);
+    CHECK(at::allclose(parameter.detach().flatten(), values.at(name), 1e-5, 1e-6));
+  }
 }
 
 }  // namespace
