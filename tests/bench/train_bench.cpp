@@ -158,8 +158,9 @@ class Training {
         arena_(model_.parameters(), config.method.trained_heads(), model_.where()),
         method_(make_method(config, arena_, /*batches=*/1)),
         norms_(model_, config.method.norm_mode(), config.method.trained_heads()),
-        step_(config_, {model_, objective_, nullptr, arena_, *method_, norms_, at::kCPU,
-                        example.defined() && takes_channels_last(model_, example)}) {
+        step_(config_,
+              {model_, objective_, nullptr, arena_, *method_, norms_, at::kCPU,
+               example.defined() && takes_channels_last(model_, example), config.precision}) {
     model_.train(true);
   }
 
@@ -204,7 +205,11 @@ void measure_steps(const Network& network, int rounds) {
   const TrainConfig config = config_of(network.builtin);
   Batch batch;
   batch.views = {at::randn({kBatch, 3, kSide, kSide})};
-  Training training(config, batch.views[0].narrow(0, 0, 4));
+  const at::Tensor example = batch.views[0].narrow(0, 0, 4);
+  Training training(config, example);
+  TrainConfig in_half = config;
+  in_half.precision = Precision::kBFloat16;
+  Training half(in_half, example);
   batch.labels = at::randint(kClasses, {kBatch}, at::kLong);
   batch.mixing.resize(1);
 
@@ -233,15 +238,16 @@ void measure_steps(const Network& network, int rounds) {
                                            const double loss = training.step(batch);
                                            if (ours < 0) ours = loss;
                                          });
-                                       }});
+                                       },
+                                       [&] { return seconds_of([&] { half.step(batch); }); }});
   // The networks by hand are not trained: but for rounding, their losses are our first.
   if (std::abs(losses[0] - ours) > 1e-3 || std::abs(losses[1] - ours) > 1e-3)
     throw std::runtime_error(fmt::format("losses differ: {} and {} by hand, {} of the training",
                                          losses[0], losses[1], ours));
-  fmt::print("| {} | {:.0f} | {:.0f} | {:.0f} | {} | {} |\n", network.name,
+  fmt::print("| {} | {:.0f} | {:.0f} | {:.0f} | {} | {} | {} |\n", network.name,
              quantile(times[0], 0.5) * 1e3, quantile(times[1], 0.5) * 1e3,
              quantile(times[2], 0.5) * 1e3, spread(ratios(times[2], times[0])),
-             spread(ratios(times[2], times[1])));
+             spread(ratios(times[2], times[1])), spread(ratios(times[3], times[2])));
   std::fflush(stdout);
 }
 
@@ -373,7 +379,7 @@ int main(int argc, char** argv) {
   fmt::print(
       "training steps, batch {}, {} x {}, {} thread(s), median of {} rounds (quartiles)\n"
       "| network | by hand, ms | by hand, channels innermost, ms | step, ms | to by hand | to "
-      "channels innermost |\n|---|---:|---:|---:|---:|---:|\n",
+      "channels innermost | bfloat16 to step |\n|---|---:|---:|---:|---:|---:|---:|\n",
       kBatch, kSide, kSide, threads, rounds);
   measure_steps(all[0], rounds);
   measure_steps(all[1], (rounds + 1) / 2);

@@ -51,6 +51,13 @@ TEST_CASE("a key that is not known is answered with the nearest one") {
   bad.check_file(R"({"models": []})", {"models: unknown key", "\"model\""});
 }
 
+TEST_CASE("float16 without a GPU is refused") {
+  BadConfig bad;
+  bad.check({"--config", "good.json", "--out", "out", "--set", "precision=float16", "--set",
+             "device=cpu"},
+            {"precision: float16", "use bfloat16"});
+}
+
 TEST_CASE("a builtin or an option that is not known is answered with the nearest one") {
   const TemporaryFolder folder;
   const std::string file = write_config(folder / "train.json", small_training());

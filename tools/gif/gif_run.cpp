@@ -283,7 +283,7 @@ at::Tensor GifRun::gradient_times_input(ScriptModel& model) {
 ScriptModel GifRun::field_network(std::size_t index, ScriptModel& plain) {
   constexpr std::int64_t kSamples = 4, kSteps = 8;
   constexpr double kTolerance = 1e-4;
-  const bool half = config_.field.precision == FieldPrecision::kBFloat16;
+  const bool half = config_.field.precision == Precision::kBFloat16;
   const std::string& name = config_.models[index].name;
   if (!half && !config_.field.fast) return plain;
   try {

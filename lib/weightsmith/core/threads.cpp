@@ -1,7 +1,6 @@
 #include "weightsmith/core/threads.h"
 
 #include <ATen/Parallel.h>
-#include <dlfcn.h>
 #include <sched.h>
 #ifdef _OPENMP
 #include <omp.h>
@@ -80,9 +79,9 @@ void keep_to_one_thread() {
   // LibTorch gives a thread its number when it is first asked. OpenMP's setting after that is the
   // thread's own, where at::set_num_threads would also count for threads to come.
   at::get_num_threads();
-  using SetThreads = void (*)(int);
-  if (const auto set = reinterpret_cast<SetThreads>(::dlsym(RTLD_DEFAULT, "omp_set_num_threads")))
-    set(1);
+#ifdef _OPENMP
+  omp_set_num_threads(1);
+#endif
 }
 
 }  // namespace weightsmith

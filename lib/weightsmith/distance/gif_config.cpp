@@ -16,10 +16,6 @@ EnumNames<TaskType> enum_names(TaskType) {
           {TaskType::kUnlearning, "unlearning"}};
 }
 
-EnumNames<FieldPrecision> enum_names(FieldPrecision) {
-  return {{FieldPrecision::kFloat32, "float32"}, {FieldPrecision::kBFloat16, "bfloat16"}};
-}
-
 namespace {
 
 /// A whole number, or "auto".
@@ -236,6 +232,9 @@ void GifConfig::validate() const {
   if (!field.steps && models.size() < 2)
     fail("field.steps", "\"auto\" compares distances, and there is one model",
          "give a number, or more models");
+  if (field.precision == Precision::kFloat16)
+    fail("field.precision", "float16 is too narrow for gradients without a loss scale",
+         "use bfloat16");
   if (field.steps && kept_steps(field.options.subset, *field.steps).empty())
     fail("field.subset", "keeps none of these steps", "take more steps");
   if (batch_size && *batch_size < 1) fail("batch_size", "at least 1 wanted", "or \"auto\"");

@@ -14,6 +14,7 @@
 #include "weightsmith/distance/gradient_field.h"
 #include "weightsmith/distance/rank_statistics.h"
 #include "weightsmith/model/model_ref.h"
+#include "weightsmith/model/precision.h"
 
 namespace weightsmith {
 
@@ -37,10 +38,6 @@ struct ReferenceConfig {
 void from_config(const ConfigNode& node, ReferenceConfig& config);
 nlohmann::json to_config(const ReferenceConfig& config);
 
-/// What networks compute in. bfloat16 costs digits: a run says how many.
-enum class FieldPrecision { kFloat32, kBFloat16 };
-EnumNames<FieldPrecision> enum_names(FieldPrecision);
-
 struct FieldConfig {
   FieldOptions options;  ///< keys rule, cumulative, multiply_by_inputs, target, …; `steps` below
   std::optional<std::int64_t> steps{50};  ///< nothing: "auto"; once known, options.steps as well
@@ -50,7 +47,8 @@ struct FieldConfig {
   FieldStorage store = FieldStorage::kFloat32;
   /// Fold batch norms and keep channels innermost where fields of some samples agree to 1e-4.
   bool fast = true;
-  FieldPrecision precision = FieldPrecision::kFloat32;
+  /// bfloat16 costs digits: a run says how many. float16 is not offered.
+  Precision precision = Precision::kFloat32;
 };
 void from_config(const ConfigNode& node, FieldConfig& config);
 nlohmann::json to_config(const FieldConfig& config);

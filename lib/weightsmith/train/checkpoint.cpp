@@ -41,10 +41,11 @@ fs::path write_checkpoint(const fs::path& folder, const Checkpoint& c, std::int6
   TensorMap tensors;
   for (const auto& [name, tensor] : c.optimizer) tensors.emplace(kOptimizerPrefix + name, tensor);
   for (const auto& [name, tensor] : c.buffers) tensors.emplace(kBufferPrefix + name, tensor);
-  const nlohmann::json state = {
-      {"version", kVersion},      {"epoch", c.position.epoch}, {"batch", c.position.batch},
-      {"steps", c.steps},         {"loss_sum", c.loss_sum},    {"loss_count", c.loss_count},
-      {"elapsed_s", c.elapsed_s}, {"history", c.history},      {"config", c.config}};
+  const nlohmann::json state = {{"version", kVersion},       {"epoch", c.position.epoch},
+                                {"batch", c.position.batch}, {"steps", c.steps},
+                                {"loss_sum", c.loss_sum},    {"loss_count", c.loss_count},
+                                {"elapsed_s", c.elapsed_s},  {"history", c.history},
+                                {"config", c.config},        {"loss_scale", c.loss_scale}};
   const fs::path path =
       folder / fmt::format("{}{:06}-{:08}{}", kPrefix, c.position.epoch, c.position.batch, kSuffix);
   write_safetensors(path, tensors, {{kMetadataKey, state.dump()}});
@@ -89,6 +90,7 @@ Checkpoint read_checkpoint(const fs::path& path) {
     state.at("elapsed_s").get_to(c.elapsed_s);
     c.history = state.at("history");
     c.config = state.at("config");
+    c.loss_scale = state.value("loss_scale", nlohmann::json());
   } catch (const nlohmann::json::exception& e) {
     throw Error(ErrorKind::kInput, path.string(), fmt::format("damaged checkpoint: {}", e.what()),
                 remedy);

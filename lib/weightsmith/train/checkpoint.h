@@ -21,9 +21,10 @@ struct Checkpoint {
   std::int64_t loss_count = 0;
   double elapsed_s = 0;                              ///< of the running epoch
   nlohmann::json history = nlohmann::json::array();  ///< one object a finished epoch
-  nlohmann::json config;  ///< what the run was made with (checkpoint_config)
-  TensorMap optimizer;    ///< TrainingMethod::state()
-  TensorMap buffers;      ///< NormStatistics::state()
+  nlohmann::json config;           ///< what the run was made with (checkpoint_config)
+  nlohmann::json loss_scale = {};  ///< LossScale::state(); null without one
+  TensorMap optimizer;             ///< TrainingMethod::state()
+  TensorMap buffers;               ///< NormStatistics::state()
 };
 
 /// Writes a checkpoint (atomic), then removes others but the `keep - 1` before it. One that is

@@ -123,6 +123,7 @@ void fields(Fields& f, TrainConfig& c) {
   f("schedule", c.schedule);
   f("epochs", c.epochs);
   f("batch_size", c.batch_size);
+  f("precision", c.precision);
   f("objective", c.objective);
   f("distillation", c.distillation);
   f("freeze", c.freeze);

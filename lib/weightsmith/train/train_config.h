@@ -12,6 +12,7 @@
 #include "weightsmith/data/data_config.h"
 #include "weightsmith/eval/flatness.h"
 #include "weightsmith/eval/objective.h"
+#include "weightsmith/model/precision.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/train/lookahead.h"
 
@@ -132,6 +133,9 @@ struct TrainConfig {
   ScheduleConfig schedule;
   std::int64_t epochs = 200;  ///< passes over the training set, each seen once by every pipeline
   std::int64_t batch_size = 128;
+  /// Of the network's forward and backward passes (autocast); float16 on a GPU, with a loss scale
+  /// (train/loss_scale.h). Weights, loss and averages are float32, and so are evaluations.
+  Precision precision = Precision::kFloat32;
   ObjectiveConfig objective;
   std::optional<DistillationConfig> distillation;
   std::vector<std::string> freeze;  ///< patterns of names of parameters that are not trained

@@ -29,6 +29,7 @@
 #include "weightsmith/train/checkpoint.h"
 #include "weightsmith/train/distillation.h"
 #include "weightsmith/train/freeze.h"
+#include "weightsmith/train/loss_scale.h"
 #include "weightsmith/train/methods.h"
 #include "weightsmith/train/norm_statistics.h"
 #include "weightsmith/train/parameter_arena.h"
@@ -51,6 +52,12 @@ ScriptModel load_model(const TrainConfig& config, const TrainOptions& options) {
 std::optional<Distillation> teacher_of(const TrainConfig& config, const TrainOptions& options) {
   if (!config.distillation) return std::nullopt;
   return Distillation(*config.distillation, options.device, options.trust);
+}
+
+void check_precision(Precision precision, at::Device device) {
+  if (precision == Precision::kFloat16 && device.is_cpu())
+    throw Error(ErrorKind::kConfig, "precision", "float16 needs a GPU: device is the CPU",
+                "use bfloat16 on the CPU, or --device cuda");
 }
 
 LoaderOptions loader_options(const TrainConfig& config, const Dataset& data) {
@@ -82,8 +89,11 @@ class Run {
         batches_(batches_per_epoch(data_.train.size(), config.batch_size)),
         method_(make_method(config, *arena_, batches_)),
         norms_(model_, config.method.norm_mode(), config.method.trained_heads()),
+        loss_scale_(config.precision == Precision::kFloat16 ? std::make_optional<LossScale>()
+                                                            : std::nullopt),
         step_(config, {model_, objective_, distillation_ ? &*distillation_ : nullptr, *arena_,
-                       *method_, norms_, device_, channels_innermost()}) {
+                       *method_, norms_, device_, channels_innermost(), config.precision,
+                       loss_scale_ ? &*loss_scale_ : nullptr}) {
     check_storable(model_.state_dict(), model_.where());
     objective_.to(device_);
     state_.config = lasting_config(config);
@@ -233,6 +243,7 @@ class Run {
     method_->load_state(saved.optimizer, saved.steps, path.string());
     norms_.load_state(saved.buffers, path.string());
     norms_.show(method_->head());
+    if (loss_scale_) loss_scale_->load_state(saved.loss_scale);
     state_ = std::move(saved);
     result_.resumed_from = state_.position;
   }
@@ -251,6 +262,7 @@ class Run {
     state_.steps = method_->steps();
     state_.optimizer = method_->state();
     state_.buffers = norms_.state();
+    if (loss_scale_) state_.loss_scale = loss_scale_->state();
     return write_checkpoint(config_.out, state_, config_.checkpoint.keep);
   }
 
@@ -471,6 +483,7 @@ class Run {
   std::int64_t batches_;  // an epoch
   std::unique_ptr<TrainingMethod> method_;
   NormStatistics norms_;
+  std::optional<LossScale> loss_scale_;
   TrainingStep step_;
   Checkpoint state_;
   std::optional<EventFile> events_;
@@ -496,6 +509,7 @@ nlohmann::json train_result_json(const TrainResult& r, const TrainConfig& config
 
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {
   config.validate();
+  check_precision(config.precision, options.device);
   return Run(config, options, progress).run(options);
 }
 
@@ -514,6 +528,7 @@ Flatness trained_flatness(const TrainConfig& config, ScriptModel& model, const T
 
 nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& options) {
   config.validate();
+  check_precision(config.precision, options.device);
   NoProgress progress;
   return Run(config, options, progress).plan();
 }

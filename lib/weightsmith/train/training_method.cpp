@@ -10,6 +10,15 @@ namespace weightsmith {
 void TrainingMethod::step(double lr) {
   const std::int64_t stepped = head();
   optimizer_.step(stepped, lr);
+  finish_step(stepped);
+}
+
+void TrainingMethod::skip_step() {
+  for (const at::Tensor& parameter : arena_.parameters()) parameter.mutable_grad().reset();
+  finish_step(head());
+}
+
+void TrainingMethod::finish_step(std::int64_t stepped) {
   ++steps_;
   after_step(stepped);
   if (head() != stepped) show_training();

@@ -27,6 +27,11 @@ class TrainingMethod {
   /// the method makes of it. Shows the weights that the next gradient is taken at.
   void step(double lr);
 
+  /// The same with gradients that are of no use: they are dropped, and the weights that are shown
+  /// and the momenta stay as they are. The step is counted, so that heads, schedules and averages
+  /// go on in time.
+  void skip_step();
+
   /// Steps of the base optimiser so far, of all heads together.
   std::int64_t steps() const { return steps_; }
   /// The head that the next step is made on.
@@ -55,7 +60,8 @@ class TrainingMethod {
   TrainingMethod(ParameterArena& arena, const BaseOptions& options)
       : arena_(arena), optimizer_(arena, options) {}
 
-  /// Called after the base optimiser's step on `stepped`; steps() counts it.
+  /// Called after the base optimiser's step on `stepped`, or after one that was skipped; steps()
+  /// counts it.
   virtual void after_step(std::int64_t stepped) = 0;
   /// Makes a tensor part of the state.
   at::Tensor keep(const std::string& name, at::Tensor tensor);
@@ -63,6 +69,8 @@ class TrainingMethod {
   ParameterArena& arena_;
 
  private:
+  void finish_step(std::int64_t stepped);
+
   BaseOptimizer optimizer_;
   std::int64_t steps_ = 0;
   TensorMap own_;

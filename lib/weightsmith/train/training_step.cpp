@@ -32,6 +32,10 @@ double TrainingStep::run(const Batch& batch, std::size_t view, double lr,
                     "the training step failed at " + here(),
                     "lower batch_size where memory ran out");
   }
+  if (parts_.loss_scale != nullptr && !parts_.loss_scale->unscale(parts_.arena.parameters())) {
+    parts_.method.skip_step();
+    return value;
+  }
   const OptimizerConfig& optimizer = config_.optimizer;
   clip_gradients(parts_.arena.parameters(), optimizer.clip_norm, optimizer.clip_value);
   parts_.method.step(lr);
@@ -64,7 +68,8 @@ double TrainingStep::backward(const Batch& batch, std::size_t view,
                   fmt::format("the loss is {} at {}", value, here()),
                   "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints "
                   "were kept");
-    (parts == 1 ? mean : mean * share).backward();
+    const double factor = share * (parts_.loss_scale != nullptr ? parts_.loss_scale->value() : 1.0);
+    (factor == 1 ? mean : mean * factor).backward();
     sum += share * value;
   }
   return sum;
@@ -73,7 +78,11 @@ double TrainingStep::backward(const Batch& batch, std::size_t view,
 at::Tensor TrainingStep::loss(const at::Tensor& inputs, const at::Tensor& labels,
                               const Mixing& mixing) {
   const Objective& objective = parts_.objective;
-  const at::Tensor outputs = parts_.model.forward(inputs);
+  at::Tensor outputs;
+  {
+    const AutocastScope autocast(parts_.precision, parts_.device);
+    outputs = parts_.model.forward(inputs);
+  }
   at::Tensor loss = objective.loss(outputs, labels, inputs);
   // A regression's target is made of the mixed image itself.
   if (mixing.labels.defined() && !objective.is_regression())

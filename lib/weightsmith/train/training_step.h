@@ -8,8 +8,10 @@
 
 #include "weightsmith/data/loader.h"
 #include "weightsmith/eval/objective.h"
+#include "weightsmith/model/precision.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/train/distillation.h"
+#include "weightsmith/train/loss_scale.h"
 #include "weightsmith/train/norm_statistics.h"
 #include "weightsmith/train/parameter_arena.h"
 #include "weightsmith/train/train_config.h"
@@ -27,6 +29,8 @@ struct TrainingParts {
   NormStatistics& norms;
   at::Device device;
   bool channels_last = false;  ///< show images with channels innermost (model/channels_last.h)
+  Precision precision = Precision::kFloat32;  ///< of the network's passes; the loss is in float32
+  LossScale* loss_scale = nullptr;            ///< null: none
 };
 
 /// The steps of a training: forward, loss, backward, and what the method makes of the gradients.
@@ -37,7 +41,8 @@ class TrainingStep {
 
   /// One step of the method on view `view` of a batch; returns the mean loss. A batch is taken in
   /// `optimizer.accumulate` parts, fewer where one would hold a single sample. Seeds LibTorch's
-  /// global generator by seed and number of the step. Throws Error{kNumeric} at `here()` when the
+  /// global generator by seed and number of the step. Where the loss scale finds gradients that are
+  /// not finite, the method skips the step. Throws Error{kNumeric} at `here()` when the
   /// loss is not finite or memory runs out, Error{kInput} when the network refuses the batch.
   double run(const Batch& batch, std::size_t view, double lr,
              const std::function<std::string()>& here);

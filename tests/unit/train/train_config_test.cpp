@@ -155,6 +155,9 @@ TEST_CASE("configurations that contradict themselves are refused by key", "[trai
   CHECK_THAT(refused("/data/validation", 1), Catch::Contains("data.validation"));
   CHECK_THAT(refused("/data/test/limit", 0), Catch::Contains("data.test.limit"));
   CHECK_THAT(refused("/epochs", 0), Catch::Contains("epochs"));
+  CHECK_THAT(
+      refused("/precision", "half"),
+      Catch::Contains("precision") && Catch::Contains("known values: float32, bfloat16, float16"));
   CHECK_THAT(refused("/out", ""), Catch::Contains("--out"));
   CHECK_THAT(refused("/model", nlohmann::json::object()), Catch::Contains("model"));
   CHECK_THAT(refused("/augmentations/0/0", "random_corp"), Catch::Contains("augmentations[0][0]"));

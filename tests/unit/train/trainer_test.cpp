@@ -189,6 +189,16 @@ TEST_CASE("the same seed gives the same bits, another seed others", "[train]") {
   CHECK_FALSE(same(weights_of(folder / "a"), weights_of(folder / "c")));
 }
 
+/// Images of three channels in place of the digits.
+void show_colours(TrainConfig& config, const std::filesystem::path& file) {
+  const at::Tensor images = at::randint(256, {90, 3, 8, 8}, at::kByte);
+  write_safetensors(file, {{"images", images}, {"labels", at::arange(90).remainder(10)}});
+  config.model.options["channels"] = 3;
+  config.data.train.format = config.data.test->format = DataConfig::Format::kTensors;
+  config.data.train.path = config.data.test->path = file;
+  config.data.train.split = config.data.test->split = DataConfig::Split::kAll;
+}
+
 /// Every method, and every kind of state that a run may have beside it.
 std::vector<std::pair<std::string, TrainConfig>> all_kinds_of_runs(
     const std::filesystem::path& folder) {
@@ -223,6 +233,8 @@ std::vector<std::pair<std::string, TrainConfig>> all_kinds_of_runs(
   recomputed.optimizer.lr = 0.003;
   recomputed.optimizer.accumulate = 2;
   recomputed.optimizer.clip_norm = 0.5;
+  add("bfloat16", Type::kLookaround).precision = Precision::kBFloat16;
+  show_colours(add("channels innermost", Type::kSgd), folder / "colours.safetensors");
   return runs;
 }
 
@@ -261,6 +273,40 @@ TEST_CASE("a run of any method stopped anywhere and resumed ends with the same b
       std::filesystem::remove_all(config.out);
     }
   }
+}
+
+TEST_CASE("training in bfloat16 ends near training in float32", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "float32");
+  config.epochs = 12;
+  config.data.train.limit = 200;
+  NoProgress progress;
+  const TrainResult exact = train(config, {}, progress);
+  config.precision = Precision::kBFloat16;
+  config.out = folder / "bfloat16";
+  const TrainResult half = train(config, {}, progress);
+  const double first = metrics_of(folder / "float32")[0]["train_loss"].get<double>();
+  CHECK(half.train_loss != exact.train_loss);
+  CHECK(std::abs(half.train_loss - exact.train_loss) < 0.1 * (first - exact.train_loss));
+  CHECK(half.test->accuracy > 0.7);
+  for (const auto& [name, tensor] : weights_of(config.out)) {
+    INFO(name);
+    CHECK(tensor.scalar_type() != at::kBFloat16);
+  }
+}
+
+TEST_CASE("float16 is refused on the CPU", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.precision = Precision::kFloat16;
+  for (const bool plan : {false, true})
+    testing::expect_error(ErrorKind::kConfig, {"precision", "float16", "bfloat16"}, [&] {
+      if (plan)
+        training_plan(config, {});
+      else
+        train_quietly(config);
+    });
+  CHECK_FALSE(std::filesystem::exists(config.out));
 }
 
 TEST_CASE("every method makes as many steps on the same samples", "[train]") {
