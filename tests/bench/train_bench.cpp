@@ -307,6 +307,8 @@ std::vector<Update> updates() {
   const auto d = static_cast<double>(lookaround.heads), k = static_cast<double>(lookaround.k);
   MethodConfig often = lookaround;
   often.k = 1;
+  MethodConfig swad = method(Method::kSwad);
+  swad.validate_every = 1 << 20;  // never: that is an evaluation, not an update
   return {{"SGD without momentum", plain, base(Base::kSgd, 0), 3, 2},
           {"SGD, momentum", plain, sgd, 5, 3},
           {"SGD, Nesterov", plain, base(Base::kSgd, 0.9, true), 5, 3},
@@ -316,6 +318,7 @@ std::vector<Update> updates() {
           {"SGD, lookaround, d 3, k 1", often, sgd, 5 + 2, 1 + 2 * d},
           {"Adam, lookaround, d 3, k 5", lookaround, adam, 7 + 2 / k, 1 + 3 * d},
           {"SGD, swa every step", method(Method::kSwa), sgd, 5 + 3, 4},
+          {"SGD, swad", swad, sgd, 5 + 3, 4},
           {"SGD, ema", method(Method::kEma), sgd, 5 + 3, 4},
           {"SGD, lookahead, k 5", method(Method::kLookahead), sgd, 5 + 4 / k, 4}};
 }
