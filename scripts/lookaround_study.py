@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares Lookaround with SGD, SWA and Lookahead on a part of CIFAR-10 at equal compute.
 
-    scripts/lookaround_study.py --cifar FOLDER [--ablation] [--seeds 3] [--images 4000] [--epochs 20] [DIR]
+    scripts/lookaround_study.py [DIR] --cifar FOLDER [--ablation] [--seeds 3] [--images 4000] [--epochs 20]
 
 FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. Every network is a narrow
 ResNet at 16 x 16 pixels that learns from three streams of the same samples (mirrored; AutoAugment; RandAugment, each

@@ -35,6 +35,10 @@ ProgramResult lookaround_train_redirected(const std::string& redirection,
   return run_quietly("/bin/sh", arguments, {});
 }
 
+std::filesystem::path tools_folder() {
+  return std::filesystem::path(LOOKAROUND_TRAIN).parent_path();
+}
+
 ProgramResult mudsc_merge(const std::vector<std::string>& arguments, ProgramOptions options) {
   return run_quietly(MUDSC_MERGE, arguments, std::move(options));
 }

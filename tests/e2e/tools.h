@@ -20,6 +20,9 @@ ProgramResult lookaround_train_redirected(const std::string& redirection,
 ProgramResult mudsc_merge(const std::vector<std::string>& arguments, ProgramOptions options = {});
 ProgramResult modelgif_dist(const std::vector<std::string>& arguments, ProgramOptions options = {});
 
+/// Where the executables are.
+std::filesystem::path tools_folder();
+
 /// Checks that a run ended with 0 and printed one JSON object; returns it.
 nlohmann::json summary_of(const ProgramResult& result);
 
