@@ -298,6 +298,18 @@ TEST_CASE("a field without length is counted, and as far from others as can be")
   CHECK(summary["zero_norms"] == json({0, 64 * 8}));
   CHECK(summary["distances"][0][1].get<double>() == Approx(1));
   CHECK(summary["distances"][1][1].get<double>() == Approx(1));
+  CHECK_THAT(read_bytes(folder / "out" / "log.txt"),
+             Catch::Contains("flat: 512 of 512 steps of its field have no length"));
+  config["task"] = {{"type", "unlearning"},
+                    {"reference", {"victim"}},
+                    {"sequences", {{{"name", "dead"}, {"models", {"flat"}}}}}};
+  CHECK(measure(folder.path(), config)["zero_norms"] == json({0, 64 * 8}));
+  // One sample and step, standardised, is nothing.
+  config.erase("task");
+  config["reference"]["data"]["limit"] = 1;
+  config["field"]["steps"] = 1;
+  config["distance"] = "cosine_normalised";
+  CHECK(measure(folder.path(), config)["zero_norms"] == json({1, 1}));
 }
 
 TEST_CASE("a network that rounding throws off is computed as it is") {
@@ -385,11 +397,35 @@ TEST_CASE("bad input of modelgif-dist") {
           archive("norm.pt",
                   "h = torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, False)\n"
                   "return torch.matmul(h.flatten(1), self.w.t())"));
+  refused(3, {"flat-norm.pt", "sample 0 alone", "eval mode"},
+          archive("flat-norm.pt",
+                  "assert x.size(0) > 1, 'Expected more than 1 value per channel when training'\n"
+                  "return torch.matmul((x - x.mean(0)).flatten(1), self.w.t())"));
+  refused(3, {"scalar.pt", "no row for each"},
+          archive("scalar.pt", "return (x * self.w.sum()).sum()"));
   refused(3, {"none.pt"}, {{"models", {(folder / "none.pt").string()}}});
   refused(2, {"task.victim", "did you mean \"victim\"?"},
           {{"task", {{"type", "select"}, {"victim", "victm"}, {"independents", {"other0"}}}}});
   refused(2, {"task.groups", "needs it"},
           {{"task", {{"type", "ownership"}, {"victim", "victim"}, {"independents", {"other0"}}}}});
+  const auto parts = [](const char* type, const json& more) {
+    json task = {{"type", type}, {"victim", "victim"}, {"independents", {"other0"}}};
+    task.update(more);
+    return json{{"models", family().config()["models"]}, {"task", task}};
+  };
+  const auto group = [](const char* name, const json& models) {
+    return json{{"name", name}, {"models", models}};
+  };
+  refused(2, {"task.groups", "\"g\" stands there twice"},
+          parts("ownership", {{"groups", {group("g", {"tuned0"}), group("g", {"tuned1"})}}}));
+  refused(2, {"task.groups", "\"tuned0\" stands there twice"},
+          parts("ownership", {{"groups", {group("g", {"tuned0", "tuned0"})}}}));
+  refused(2, {"task.independents", "\"other0\" stands there twice"},
+          parts("select", {{"surrogates", {"tuned0"}}, {"independents", {"other0", "other0"}}}));
+  refused(2, {"task.surrogates", "\"other0\" is also"},
+          parts("select", {{"surrogates", {"other0"}}}));
+  refused(2, {"task.surrogates", "\"victim\" is also"},
+          parts("select", {{"surrogates", {"victim"}}}));
   refused(2, {"reference.baseline", "unknown baseline"}, {{"reference", {{"baseline", "one"}}}});
   refused(2, {"field.subset", "keeps none"}, {{"field", {{"steps", 1}, {"subset", "odd"}}}});
   refused(2, {"task.affinity", "2 x 2"},

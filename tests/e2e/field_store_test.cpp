@@ -131,6 +131,7 @@ TEST_CASE("a dry run writes nothing; damaged fields are computed again") {
   std::sort(files.begin(), files.end());
   fs::resize_file(files[0], fs::file_size(files[0]) - 1);
   fs::copy_file(files[1], files[2], fs::copy_options::overwrite_existing);  // of another model
+  CHECK(measure(folder.path(), config, {"--dry-run"})["fields_to_compute"] == 2);
   CHECK(measure(folder.path(), config)["distances"] == first["distances"]);
 }
 

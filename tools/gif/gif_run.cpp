@@ -231,7 +231,7 @@ json GifRun::plan() const {
   const auto shape = field_shape();
   const std::int64_t value = config_.field.store == FieldStorage::kFloat16 ? 2 : 4;
   std::int64_t missing = 0;
-  for (std::size_t i = 0; i < models_.size(); ++i) missing += fs::exists(field_path(i)) ? 0 : 1;
+  for (std::size_t i = 0; i < models_.size(); ++i) missing += holds_field(i) ? 0 : 1;
   return {{"tool", "modelgif-dist"},
           {"dry_run", true},
           {"task", enum_name(config_.task.type)},
@@ -348,6 +348,8 @@ void GifRun::compute_field(std::size_t index, GradientField& field, FieldFileWri
 }
 
 void GifRun::compute_fields() {
+  json ignored;
+  check_overlap(ignored);  // before what takes long
   make_folder(folder());
   const std::optional<std::size_t> victim = compared_with();
   at::Tensor victims_gradient;
@@ -421,7 +423,19 @@ FieldDistances GifRun::distances(const std::vector<std::size_t>& models,
   std::vector<FieldSource> sources;
   for (const std::size_t m : models)
     sources.push_back(FieldFile(field_path(m), models_[m].key).source());
-  return field_distances(sources, config_.distance, against);
+  FieldDistances found = field_distances(sources, config_.distance, against);
+  zero_norms_.resize(models_.size(), 0);
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    std::int64_t& count = zero_norms_[models[i]];
+    if (count == 0 && found.zero_norms[i] > 0)
+      run_.progress().warn(fmt::format(
+          "{}: {} of {} steps of its field have no length, and are as far from all others "
+          "as can be",
+          config_.models[models[i]].name, found.zero_norms[i],
+          sources[i].samples * sources[i].steps));
+    count = found.zero_norms[i];
+  }
+  return found;
 }
 
 FieldDistances GifRun::distances_of_all(std::optional<std::size_t> against) {

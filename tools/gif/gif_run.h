@@ -123,6 +123,7 @@ class GifRun {
   std::string data_content_;
   std::optional<nlohmann::json> selection_;
   FieldInputs inputs_;
+  std::vector<std::int64_t> zero_norms_;  ///< of each model, as far as distances have seen it
   nlohmann::json steps_tried_ = nlohmann::json::array();
   std::vector<Model> models_;
 };

@@ -309,7 +309,7 @@ json GifRun::unlearning() {
   run_.write_text(run_.settings().out / "curves.csv", table.csv());
   run_.write_text(run_.settings().out / "curves.svg", line_plot_svg({plot}));
   run_.show(table.markdown());
-  return {{"sequences", sequences}};
+  return {{"sequences", sequences}, {"zero_norms", zero_norms_}};
 }
 
 }  // namespace weightsmith

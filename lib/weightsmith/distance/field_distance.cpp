@@ -156,12 +156,14 @@ FieldDistances field_distances(const std::vector<FieldSource>& fields, DistanceK
   at::Tensor squares = at::zeros({models, first.samples}, at::kDouble);  // for inverse_cosine
 
   for_stretches(fields, memory_bytes, [&](std::int64_t begin, const at::Tensor& block) {
-    const at::Tensor zero = block.norm(2, {2}).lt(kEps).sum(1);
-    for (std::int64_t m = 0; m < models; ++m) result.zero_norms[m] += zero[m].item<std::int64_t>();
     at::Tensor seen = block;
     if (standardisation)
       seen = ((block.to(at::kDouble) - standardisation->mean) * standardisation->scale)
                  .to(block.scalar_type());
+    at::Tensor short_steps = block.norm(2, {2}).lt(kEps);
+    if (standardisation) short_steps = short_steps.logical_or(seen.norm(2, {2}).lt(kEps));
+    const at::Tensor zero = short_steps.sum(1);
+    for (std::int64_t m = 0; m < models; ++m) result.zero_norms[m] += zero[m].item<std::int64_t>();
     const std::int64_t count = block.size(1);
     const at::Tensor sample = at::floor_divide(at::arange(begin, begin + count, at::kLong), steps);
     const at::Tensor values =

@@ -42,7 +42,8 @@ struct FieldDistances {
   at::Tensor per_sample;
   /// (models, models) or (models) float64.
   at::Tensor mean;
-  /// Steps of each model's field whose norm is below 1e-8.
+  /// Steps of each model's field whose norm is below 1e-8 (as it is, or standardised where that is
+  /// asked).
   std::vector<std::int64_t> zero_norms;
 };
 

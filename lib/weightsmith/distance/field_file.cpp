@@ -30,6 +30,9 @@ EnumNames<FieldStorage> enum_names(FieldStorage) {
 
 namespace {
 
+/// The most of its length that a step may change by when it is stored; rounding to 11 bits is up to
+/// 5e-4.
+constexpr double kMostRounded = 1e-3;
 constexpr const char* kFormat = "weightsmith field 1";
 
 std::string header_of(const std::string& key, const FieldFileWriter::Shape& shape,
@@ -146,6 +149,23 @@ void FieldFileWriter::write_at(std::uint64_t offset, const void* data, std::size
   }
 }
 
+/// Halves below 6e-5 have fewer bits, and those below 3e-8 none.
+void FieldFileWriter::check_rounding(const at::Tensor& field, const at::Tensor& stored,
+                                     std::int64_t begin) const {
+  const at::Tensor exact = field.to(at::kFloat);
+  const at::Tensor length = exact.norm(2, {2});
+  const at::Tensor lost = (stored.to(at::kFloat) - exact).norm(2, {2});
+  const at::Tensor bad = lost.gt(kMostRounded * length).any(1);
+  if (!bad.any().item<bool>()) return;
+  const auto first = at::nonzero(bad)[0].item<std::int64_t>();
+  throw Error(
+      ErrorKind::kNumeric, path_.string(),
+      fmt::format("float16 would change steps of sample {} by {:.2g} of their length: its "
+                  "values are too small",
+                  begin + first, (lost[first] / length[first]).nan_to_num(0).max().item<float>()),
+      "set field.store to float32");
+}
+
 void FieldFileWriter::add(const FieldChunk& chunk) {
   WS_CHECK(chunk.begin == done_ && chunk.field.size(1) == shape_.steps &&
            chunk.field.size(2) == shape_.dimensions);
@@ -157,6 +177,7 @@ void FieldFileWriter::add(const FieldChunk& chunk) {
                 fmt::format("samples {} to {} have values that float16 cannot hold", chunk.begin,
                             chunk.begin + count - 1),
                 "set field.store to float32");
+  if (half) check_rounding(chunk.field, field, chunk.begin);
   // Scalars first: what the file's length vouches for must be complete.
   const auto scalar = [&](const at::Tensor& values, std::int64_t column) {
     const at::Tensor plain = values.contiguous();

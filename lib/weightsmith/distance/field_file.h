@@ -11,8 +11,8 @@
 
 namespace weightsmith {
 
-/// How a field is stored. float16 halves the file; values are rounded to 11 bits, and beyond
-/// ±65,504 refused.
+/// How a field is stored. float16 halves the file; values are rounded to 11 bits. Values beyond
+/// ±65,504 are refused, and so small ones that a step would change by more than 1e-3 of its length.
 enum class FieldStorage { kFloat32, kFloat16 };
 EnumNames<FieldStorage> enum_names(FieldStorage);
 
@@ -49,6 +49,7 @@ class FieldFileWriter {
 
  private:
   void open_and_lock();
+  void check_rounding(const at::Tensor& field, const at::Tensor& stored, std::int64_t begin) const;
   void write_at(std::uint64_t offset, const void* data, std::size_t bytes);
   [[noreturn]] void fail(int error) const;
 

@@ -155,21 +155,36 @@ void validate_task(const GifConfig& c) {
       fail(std::string("task.") + key, fmt::format("the task {} needs it", enum_name(t.type)),
            "see docs/tools/modelgif-dist.md");
   };
+  const auto once = [](const std::vector<std::string>& names, const std::string& key) {
+    for (const std::string& name : names)
+      if (std::count(names.begin(), names.end(), name) > 1)
+        fail(key, fmt::format("\"{}\" stands there twice", name), "a model counts once");
+  };
   for (const std::string& name : {t.against, t.victim})
     if (!name.empty()) c.index_of(name, name == t.against ? "task.against" : "task.victim");
   known(t.surrogates, "task.surrogates");
   known(t.independents, "task.independents");
   known(t.reference, "task.reference");
+  once(t.surrogates, "task.surrogates");
+  once(t.independents, "task.independents");
+  std::vector<std::string> group_names;
   for (const ModelGroup& group : t.groups) {
     if (group.models.empty()) fail("task.groups", "a group without models", "remove it");
     known(group.models, "task.groups");
+    once(group.models, "task.groups");
+    group_names.push_back(group.name);
     for (const std::string& name : group.models)
       if (name == t.victim || std::count(t.independents.begin(), t.independents.end(), name) > 0)
         fail("task.groups", fmt::format("\"{}\" is also the victim or independent", name),
              "a model has one part");
   }
+  once(group_names, "task.groups");
   for (const std::string& name : t.independents)
     if (name == t.victim) fail("task.independents", "holds the victim", "remove it");
+  for (const std::string& name : t.surrogates)
+    if (name == t.victim || std::count(t.independents.begin(), t.independents.end(), name) > 0)
+      fail("task.surrogates", fmt::format("\"{}\" is also the victim or independent", name),
+           "a model has one part");
   for (const ModelGroup& sequence : t.sequences) {
     known(sequence.models, "task.sequences");
     if (t.reference.size() != 1 && t.reference.size() != sequence.models.size())

@@ -108,17 +108,20 @@ void GradientField::in_batches(std::int64_t total,
   }
 }
 
+void GradientField::check_rows(const at::Tensor& output, std::int64_t samples) const {
+  if (output.dim() == 0 || output.size(0) != samples)
+    throw Error(ErrorKind::kInput, model_.where(),
+                fmt::format("the output's shape [{}] has no row for each of {} samples",
+                            fmt::join(output.sizes(), ", "), samples),
+                "export a network whose output begins with the batch");
+}
+
 at::Tensor GradientField::outputs(const at::Tensor& inputs) {
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> parts;
   in_batches(inputs.size(0), [&](std::int64_t first, std::int64_t count) {
-    const at::Tensor output = model_.forward(inputs.narrow(0, first, count).clone());
-    if (output.dim() == 0 || output.size(0) != count)
-      throw Error(ErrorKind::kInput, model_.where(),
-                  fmt::format("the output's shape [{}] has no row for each of {} samples",
-                              fmt::join(output.sizes(), ", "), count),
-                  "export a network whose output begins with the batch");
-    parts.push_back(output);
+    parts.push_back(model_.forward(inputs.narrow(0, first, count).clone()));
+    check_rows(parts.back(), count);
   });
   return at::cat(parts);
 }
@@ -288,8 +291,19 @@ void GradientField::check(const FieldInputs& inputs) {
   // Alone, and among baselines: both compositions must give the same.
   const at::NoGradGuard no_grad;
   const at::Tensor together = model_.forward(at::cat({x, base}));
+  check_rows(together, 2 * count);
+  const auto forward_alone = [&](std::int64_t s) {
+    try {
+      return model_.forward(x.narrow(0, s, 1).clone());
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::kInput) throw;
+      throw Error(ErrorKind::kInput, model_.where(),
+                  fmt::format("it takes samples together but not sample {} alone: {}", s, e.what()),
+                  "export the network in eval mode: batch norms that train need several");
+    }
+  };
   for (std::int64_t s = 0; s < count; ++s) {
-    const at::Tensor alone = model_.forward(x.narrow(0, s, 1).clone());
+    const at::Tensor alone = forward_alone(s);
     const bool fits = alone.dim() > 0 && together.dim() == alone.dim() && alone.size(0) == 1 &&
                       together.size(0) == 2 * count && together[0].sizes() == alone[0].sizes();
     if (!fits || (together[s] - alone[0]).abs().max().item<double>() >

@@ -98,6 +98,8 @@ class GradientField {
 
  private:
   struct Mask;
+  /// Throws Error{kInput} where an output has no row a sample.
+  void check_rows(const at::Tensor& output, std::int64_t samples) const;
   Mask mask_at(const at::Tensor& output, const at::Tensor& classes, std::int64_t first) const;
   at::Tensor scalars(const at::Tensor& output, const Mask& mask, const at::Tensor& sample) const;
   at::Tensor gradients(const at::Tensor& points, const Mask& mask, const at::Tensor& sample);

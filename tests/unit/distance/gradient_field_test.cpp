@@ -330,6 +330,16 @@ TEST_CASE("a field file goes on where it stopped, and knows what it holds", "[di
   {
     FieldFileWriter refused(path, "key", shape, FieldStorage::kFloat16, false);
     expect_error(ErrorKind::kNumeric, {"float16", "field.store"}, [&] { refused.add(large); });
+    // So small that halves have few bits left, or none.
+    for (const double scale : {1e-6, 1e-9}) {
+      FieldChunk small = all;
+      small.field = all.field * scale;
+      expect_error(ErrorKind::kNumeric, {"float16", "too small", "field.store"},
+                   [&] { refused.add(small); });
+    }
+    FieldChunk none = all;
+    none.field = at::zeros_like(all.field);
+    refused.add(none);
   }
   large.field = all.field.clone();
   large.field[3][1][2] = std::nan("");

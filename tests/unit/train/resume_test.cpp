@@ -9,7 +9,6 @@
 #include "support/expect_error.h"
 #include "support/temporary_folder.h"
 #include "unit/train/trainer_runs.h"
-#include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/core/stop.h"
