@@ -171,7 +171,6 @@ json GifRun::ownership() {
                     far.size(), task.false_positive_rate));
 
   json result = {{"victim", task.victim},
-                 {"zero_norms", found.zero_norms},
                  {"threshold", null_if_nan(threshold)},
                  {"false_positive_rate", task.false_positive_rate},
                  {"independents", far},

@@ -348,8 +348,7 @@ void GifRun::compute_field(std::size_t index, GradientField& field, FieldFileWri
 }
 
 void GifRun::compute_fields() {
-  json ignored;
-  check_overlap(ignored);  // before what takes long
+  selection_overlap();  // refuses before what takes long
   make_folder(folder());
   const std::optional<std::size_t> victim = compared_with();
   at::Tensor victims_gradient;

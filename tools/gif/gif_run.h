@@ -71,7 +71,9 @@ class GifRun {
   void choose_steps();
   void read_selection();
   void make_baselines();
-  void check_overlap(nlohmann::json& summary) const;
+  /// Names of the judged models that the reference samples were selected with; null where there is
+  /// no selection. Throws Error{kInput} where there are some and the task does not allow it.
+  nlohmann::json selection_overlap() const;
   std::filesystem::path folder() const;
   std::filesystem::path field_path(std::size_t index) const;
   FieldFileWriter::Shape field_shape() const;

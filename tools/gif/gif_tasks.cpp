@@ -54,7 +54,8 @@ json GifRun::run_task() {
                   {"models", model_list()},
                   {"out", run_.settings().out.string()}};
   if (!steps_tried_.empty()) summary["steps_tried"] = steps_tried_;
-  check_overlap(summary);
+  if (const json overlap = selection_overlap(); !overlap.is_null())
+    summary["selection_overlap"] = overlap;
   switch (config_.task.type) {
     case TaskType::kMatrix: {
       std::optional<std::size_t> against;
@@ -75,11 +76,12 @@ json GifRun::run_task() {
     case TaskType::kUnlearning:
       summary.update(unlearning());
   }
+  summary["zero_norms"] = zero_norms_;
   return summary;
 }
 
-void GifRun::check_overlap(json& summary) const {
-  if (!selection_ || config_.task.type != TaskType::kOwnership) return;
+json GifRun::selection_overlap() const {
+  if (!selection_ || config_.task.type != TaskType::kOwnership) return nullptr;
   std::set<std::string> used;
   for (const json& model : selection_->at("models"))
     used.insert(model.at("content").get<std::string>());
@@ -94,7 +96,7 @@ void GifRun::check_overlap(json& summary) const {
                             "would flatter itself",
                             overlap.dump()),
                 "select with other models, or set task.allow_overlap to mark it");
-  summary["selection_overlap"] = overlap;
+  return overlap;
 }
 
 json GifRun::matrix(std::optional<std::size_t> against) {
@@ -103,7 +105,7 @@ json GifRun::matrix(std::optional<std::size_t> against) {
   std::vector<std::string> names;
   for (const ModelRef& ref : config_.models) names.push_back(ref.name);
 
-  json result = {{"zero_norms", found.zero_norms}};
+  json result = json::object();
   std::optional<BootstrapLimits> limits;
   if (config_.bootstrap > 0)
     limits = bootstrap_limits(found.per_sample, config_.distance, config_.bootstrap,
@@ -251,7 +253,7 @@ json GifRun::select() {
                           {"models", models},
                           {"order", order}};
   run_.write_text(run_.settings().out / "selection.json", selection.dump(2) + "\n");
-  return {{"rule", enum_name(task.rule)}, {"order", order}, {"zero_norms", found.zero_norms}};
+  return {{"rule", enum_name(task.rule)}, {"order", order}};
 }
 
 json GifRun::unlearning() {
@@ -309,7 +311,7 @@ json GifRun::unlearning() {
   run_.write_text(run_.settings().out / "curves.csv", table.csv());
   run_.write_text(run_.settings().out / "curves.svg", line_plot_svg({plot}));
   run_.show(table.markdown());
-  return {{"sequences", sequences}, {"zero_norms", zero_norms_}};
+  return {{"sequences", sequences}};
 }
 
 }  // namespace weightsmith

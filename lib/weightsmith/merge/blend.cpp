@@ -122,6 +122,25 @@ std::optional<ColumnSources> column_sources(const std::vector<AxisMap>& columns)
   return sources;
 }
 
+/// What each model adds to merged row r, in the places of its own columns.
+template <class T>
+void collect(std::vector<T>& values, const Sources<T>& sources, std::int64_t r,
+             const std::vector<const T*>& from, const ColumnSources& places) {
+  const auto models = static_cast<std::int32_t>(from.size());
+  std::int64_t s = sources.begin[r];
+  for (std::int32_t model = 0; model < models; ++model) {
+    const std::int64_t n = places.offset[model + 1] - places.offset[model];
+    T* const own = values.data() + places.offset[model];
+    bool is_first = true;
+    for (; s < sources.begin[r + 1] && sources.list[s].model == model; ++s) {
+      const Source<T>& source = sources.list[s];
+      (is_first ? scale_row<T> : add_row<T>)(own, from[model] + source.row * n, n, source.factor);
+      is_first = false;
+    }
+    if (is_first) std::fill(own, own + n, T{0});
+  }
+}
+
 /// The sums of each merged column's sources among `values`. Read where they stand and written once:
 /// twice as fast as adding every value to its column.
 template <class T>
@@ -129,8 +148,9 @@ void gather(T* __restrict sum, const T* __restrict values, const ColumnSources& 
             std::int64_t n) {
   const auto& layers = sources.layers;
   std::size_t k = 0;
-  if (layers.size() < 2) std::fill(sum, sum + n, T{0});
-  if (layers.size() >= 2) {
+  if (layers.size() < 2) {
+    std::fill(sum, sum + n, T{0});
+  } else {
     const std::int32_t* __restrict const a = layers[0].data();
     const std::int32_t* __restrict const b = layers[1].data();
     for (std::int64_t c = 0; c < n; ++c) sum[c] = values[a[c]] + values[b[c]];
@@ -171,25 +191,7 @@ void blend_rows(const std::vector<at::Tensor>& tensors, const std::vector<AxisMa
     for (std::int64_t r = first; r < last; ++r) {
       T* const sum = to + r * wide;
       if (places) {
-        std::int32_t written = -1;  // the last model whose columns hold this row's values
-        const auto clear_until = [&](std::int32_t model) {
-          std::fill(values.begin() + places->offset[written + 1],
-                    values.begin() + places->offset[model], T{0});
-          written = model;
-        };
-        for (std::int64_t s = sources.begin[r]; s < sources.begin[r + 1]; ++s) {
-          const Source<T>& source = sources.list[s];
-          const std::int64_t n = width[source.model];
-          T* const own = values.data() + places->offset[source.model];
-          const T* const row = from[source.model] + source.row * n;
-          if (source.model == written) {
-            add_row(own, row, n, source.factor);
-          } else {
-            clear_until(source.model);
-            scale_row(own, row, n, source.factor);
-          }
-        }
-        clear_until(static_cast<std::int32_t>(tensors.size()));
+        collect(values, sources, r, from, *places);
         gather(sum, values.data(), *places, wide);
         divide(sum, wide, divisor);
         continue;
@@ -277,8 +279,10 @@ at::Tensor blend(const std::vector<at::Tensor>& tensors, const std::vector<AxisM
     for (at::Tensor& tensor : dense) tensor = tensor.unsqueeze(0);
     return blend(dense, row, rows, weights, divisor).squeeze(0);
   }
-  if (!shape.empty()) shape[0] = rows.front().length;
-  if (shape.size() > 1) shape[1] = columns.front().length;
+  if (!shape.empty()) {
+    shape[0] = rows.front().length;
+    shape[1] = columns.front().length;
+  }
   at::Tensor merged = at::empty(shape, first.options().memory_format(at::MemoryFormat::Contiguous));
   if (first.scalar_type() == at::kDouble)
     blend_rows<double>(dense, rows, columns, weights, divisor, inner, merged);
