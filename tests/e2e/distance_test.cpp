@@ -1,19 +1,41 @@
 // modelgif-dist: every task on networks trained on the shipped digits, and what it refuses.
 #include <ATen/ATen.h>
 
+#include <array>
 #include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
 #include <map>
+#include <numeric>
 
 #include "family.h"
 #include "support/files.h"
 #include "support/networks.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
+#include "weightsmith/tensor/safetensors.h"
 
 using namespace weightsmith;
 using namespace weightsmith::testing;
 using nlohmann::json;
 namespace fs = std::filesystem;
+
+namespace {
+
+/// The float64 values of a file of NumPy's format 1.0, and its shape as it is written there.
+std::pair<std::string, std::vector<double>> read_npy(const fs::path& path) {
+  const std::string bytes = read_bytes(path);
+  const std::size_t header = 10 + static_cast<unsigned char>(bytes[8]) +
+                             256 * static_cast<std::size_t>(static_cast<unsigned char>(bytes[9]));
+  const std::size_t open = bytes.find('('), close = bytes.find(')');
+  std::vector<double> values((bytes.size() - header) / sizeof(double));
+  std::memcpy(values.data(), bytes.data() + header, values.size() * sizeof(double));
+  return {bytes.substr(open, close - open + 1), values};
+}
+
+const std::vector<std::string> kCheap{"gradient_input", "victim_mistakes", "output_cosine", "cka"};
+
+}  // namespace
 
 TEST_CASE("the distances between all models, and their tree") {
   const TemporaryFolder folder;
@@ -39,13 +61,23 @@ TEST_CASE("the distances between all models, and their tree") {
   CHECK(read_bytes(out / "distances.npy").size() == 128 + 81 * 8);
   CHECK_THAT(read_bytes(out / "distances.svg"), Catch::StartsWith("<"));
   CHECK(json::parse(read_bytes(out / "results.json")) == summary);
-  for (const char* cheap : {"output_cosine", "cka"})
+  for (const char* cheap : {"output_cosine", "cka", "gradient_input"})
     for (int i = 0; i < 9; ++i) {
       CHECK(std::abs(summary[cheap][i][i].get<double>()) < 1e-5);
       for (int j = 0; j < 9; ++j) {
-        CHECK(summary[cheap][i][j] == summary[cheap][j][i]);
+        CHECK(summary[cheap][i][j].get<double>() ==
+              Approx(summary[cheap][j][i].get<double>()).margin(1e-6));
         if (i != j) CHECK(summary[cheap][i][j].get<double>() > 1e-4);
       }
+    }
+  // What the means are of.
+  const auto [shape, per_sample] = read_npy(out / "per_sample.npy");
+  CHECK(shape == "(9,9,64,)");
+  REQUIRE(per_sample.size() == 9 * 9 * 64);
+  for (int i = 0; i < 9; ++i)
+    for (int j = 0; j < 9; ++j) {
+      const auto begin = per_sample.begin() + (9 * i + j) * 64;
+      CHECK(std::accumulate(begin, begin + 64, 0.0) / 64 == Approx(d[i][j]).margin(1e-9));
     }
 
   // The same run again, from the same fields; and against one model.
@@ -55,10 +87,15 @@ TEST_CASE("the distances between all models, and their tree") {
   const json column = measure(folder.path(), one);
   for (int i = 0; i < 9; ++i)
     CHECK(column["distances"][i].get<double>() == Approx(d[i][0]).margin(1e-5));
-  for (const char* cheap : {"output_cosine", "cka"})
+  // A row of the matrix: of mistakes, those of its model.
+  for (const std::string& cheap : kCheap)
     for (int i = 0; i < 9; ++i)
-      CHECK(column[cheap][i].get<double>() ==
-            Approx(summary[cheap][i][0].get<double>()).margin(1e-9));
+      CHECK(column[cheap][i].get<double>() == Approx(summary[cheap][0][i].get<double>())
+                                                  .margin(cheap == "gradient_input" ? 1e-6 : 1e-9));
+  const auto [list_shape, list] = read_npy(folder / "out" / "per_sample.npy");
+  CHECK(list_shape == "(9,64,)");
+  for (int i = 0; i < 9 * 64; ++i)
+    CHECK(list[i] == Approx(per_sample[static_cast<std::size_t>(i)]).margin(1e-5));
   // The victim repeats all of its mistakes; strangers make fewer of them.
   CHECK(column["victim_mistakes"][0].get<double>() == 0);
   CHECK(column["victim_mistakes"][4].get<double>() > 0);
@@ -130,14 +167,26 @@ TEST_CASE("ownership: copies are told from strangers, and a leaking selection is
   CHECK(group["auc_low"].get<double>() < 0.9);  // three against five
   CHECK(group["p_value"].get<double>() == Approx(1.0 / 56));
   CHECK(group["curve"]["samples"] == json({8, 32, 64}));
-  for (const std::string cheap : {"gradient_input", "victim_mistakes", "output_cosine", "cka"}) {
+  for (const std::string& cheap : kCheap) {
     REQUIRE(group["auc_" + cheap].is_number());
     CHECK(group["curve"]["auc_" + cheap].size() == 3);
     CHECK(group["curve"]["auc_" + cheap][2] == group["auc_" + cheap]);
   }
   CHECK(group["auc_cka"].get<double>() > 0.5);
-  for (const json& model : group["models"]) CHECK(model["derived"] == true);
+  for (const json& model : group["models"]) {
+    CHECK(model["derived"] == true);
+    CHECK(model["low"].get<double>() < model["distance"].get<double>());
+    CHECK(model["high"].get<double>() > model["distance"].get<double>());
+  }
+  CHECK_THAT(read_bytes(folder / "out" / "distances.csv"),
+             Catch::StartsWith("model,distance,low,high,gradient_input,victim_mistakes,"
+                               "output_cosine,cka,derived\nvictim,"));
   CHECK(fs::exists(folder / "out" / "curve.svg"));
+  json list = config;
+  list["task"] = {{"type", "matrix"}, {"against", "victim"}};
+  const json column = measure(folder.path(), list);
+  for (const char* name : {"distances", "low", "high"}) CHECK(summary[name] == column[name]);
+  for (const std::string& cheap : kCheap) CHECK(summary[cheap] == column[cheap]);
 
   json selecting = family().config();
   selecting["task"] = {{"type", "select"},
@@ -147,6 +196,8 @@ TEST_CASE("ownership: copies are told from strangers, and a leaking selection is
                        {"rule", "gap"}};
   const json selected = measure(folder.path(), selecting);
   CHECK(selected["order"].size() == 64);
+  for (const char* name : {"distances", "low", "high"}) CHECK(selected[name] == column[name]);
+  for (const std::string& cheap : kCheap) CHECK(selected[cheap] == column[cheap]);
   const fs::path file = folder / "selection.json";
   fs::copy_file(folder / "out" / "selection.json", file);
   config["reference"]["selection"] = file.string();
@@ -182,6 +233,8 @@ TEST_CASE("relatedness and unlearning") {
   CHECK(related["spearman_mean"].get<double>() < -0.5);
   CHECK(related["spearman_mean_cka"].get<double>() < -0.5);
   CHECK(related["spearman_mean_output_cosine"].get<double>() < -0.5);
+  CHECK(related["spearman_mean_gradient_input"].get<double>() < -0.5);
+  CHECK(related["spearman_mean_victim_mistakes"].is_number());
   CHECK(fs::exists(folder / "out" / "relatedness.svg"));
 
   config = family().config();
@@ -217,6 +270,8 @@ TEST_CASE("unlearning: curves over checkpoints against the reference's, step by 
                       sequence("b", {"other3", "other4", "other3"})}}};
   const json curves = measure(folder.path(), config)["sequences"];
   const std::string table = read_bytes(folder / "out" / "curves.csv");
+  const auto [shape, per_sample] = read_npy(folder / "out" / "per_sample.npy");
+  CHECK(shape == "(9,40,)");  // checkpoints in the order of the configuration
   json pairs = config;
   pairs["task"] = {{"type", "matrix"}};
   const json all = measure(folder.path(), pairs);
@@ -247,8 +302,30 @@ TEST_CASE("unlearning: curves over checkpoints against the reference's, step by 
     CHECK(curves[1]["distance"][t].get<double>() == Approx(single[t]).margin(1e-6));
     CHECK(curves[1]["low"][t].get<double>() < single[t]);
     CHECK(curves[1]["high"][t].get<double>() > single[t]);
+    const auto begin = per_sample.begin() + static_cast<std::ptrdiff_t>(6 + t) * 40;
+    CHECK(std::accumulate(begin, begin + 40, 0.0) / 40 == Approx(single[t]).margin(1e-6));
   }
-  CHECK_THAT(table, Catch::StartsWith("sequence,step,distance,deviation,low,high\na,0,"));
+  // Means over replicates of what costs less.
+  for (const std::string& cheap : kCheap) {
+    REQUIRE(curves[0][cheap].size() == 3);
+    for (std::size_t t = 0; t < 3; ++t) {
+      const auto pair = [&](const std::string& a, const std::string& b) {
+        const json& value = all[cheap][at.at(a)][at.at(b)];
+        return value.is_null() ? std::nan("") : value.get<double>();
+      };
+      const std::vector<std::array<std::string, 3>> named{{"victim", "tuned0", "tuned1"},
+                                                          {"other0", "other1", "other2"},
+                                                          {"tuned0", "tuned0", "victim"}};
+      const auto& [from, a, b] = named[t];
+      const double expected = (pair(from, a) + pair(from, b)) / 2;
+      if (std::isnan(expected))
+        CHECK(curves[0][cheap][t].is_null());
+      else
+        CHECK(curves[0][cheap][t].get<double>() == Approx(expected).margin(1e-6));
+    }
+  }
+  CHECK_THAT(table, Catch::StartsWith("sequence,step,distance,deviation,low,high,gradient_input,"
+                                      "victim_mistakes,output_cosine,cka\na,0,"));
   CHECK(std::count(table.begin(), table.end(), '\n') == 7);
 }
 
@@ -310,6 +387,45 @@ TEST_CASE("a field without length is counted, and as far from others as can be")
   config["field"]["steps"] = 1;
   config["distance"] = "cosine_normalised";
   CHECK(measure(folder.path(), config)["zero_norms"] == json({1, 1}));
+}
+
+TEST_CASE("where the gradient at the input alone is infinite, the field goes without it") {
+  const TemporaryFolder folder;
+  // Black pixels lie at a root's zero, the points between them and grey ones do not.
+  const std::string root = (folder / "root.pt").string();
+  ScriptModel(
+      make_network({{"w", {10, 64}}}, "return torch.linear(x.abs().sqrt().flatten(1), self.w)"),
+      root)
+      .save(root);
+  json config = family().config();
+  config["models"] =
+      json::array({config["models"][0], {{"name", "root"}, {"script", root}}, config["models"][1]});
+  config["reference"]["baseline"] = 0.5;
+  config["task"] = {{"type", "matrix"}, {"against", "victim"}};
+  const json list = measure(folder.path(), config);
+  CHECK(list["distances"][1].get<double>() > 0.1);
+  CHECK(list["gradient_input"][1].is_null());
+  CHECK(list["gradient_input"][2].get<double>() > 0);
+  CHECK_THAT(read_bytes(folder / "out" / "log.txt"),
+             Catch::Contains("root: no gradient x input to compare with"));
+  config["task"] = {{"type", "matrix"}};
+  const json matrix = measure(folder.path(), config);
+  CHECK_FALSE(matrix.contains("gradient_input"));
+  CHECK(matrix["distances"][0][1].get<double>() == Approx(list["distances"][1].get<double>()));
+}
+
+TEST_CASE("reference samples that are not finite are named") {
+  const TemporaryFolder folder;
+  at::Tensor images = at::rand({4, 1, 8, 8});
+  images[2][0][3][3] = std::nan("");
+  const fs::path data = folder / "data.safetensors";
+  write_safetensors(data, {{"images", images}, {"labels", at::zeros({4}, at::kLong)}});
+  json config = family().config();
+  config["reference"] = {{"baseline", "shuffle"},
+                         {"data", {{"format", "tensors"}, {"path", data.string()}}}};
+  check_failure(modelgif_dist({"--config", write_config(folder / "gif.json", config), "--out",
+                               (folder / "out").string(), "--quiet"}),
+                "modelgif-dist", 3, {"data.safetensors", "sample 2", "not finite"});
 }
 
 TEST_CASE("a network that rounding throws off is computed as it is") {

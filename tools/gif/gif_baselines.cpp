@@ -28,12 +28,6 @@ const std::vector<std::string>& cheap_names() {
   return kNames;
 }
 
-bool GifRun::needs_outputs() const {
-  const TaskType type = config_.task.type;
-  return type == TaskType::kMatrix || type == TaskType::kRelatedness ||
-         type == TaskType::kOwnership;
-}
-
 void GifRun::keep_outputs(std::size_t index, ScriptModel& model, GradientField& field) {
   Model& entry = models_[index];
   const std::string& name = config_.models[index].name;
@@ -54,15 +48,19 @@ void GifRun::keep_outputs(std::size_t index, ScriptModel& model, GradientField& 
   }
   if (too_many(features(first), "features")) return;
   std::vector<at::Tensor> parts;
-  const std::int64_t batch = field.batch_points();
-  for (std::int64_t begin = 0; begin < samples; begin += batch)
-    parts.push_back(features(inputs_.inputs.narrow(0, begin, std::min(batch, samples - begin))));
+  field.in_batches(samples, [&](std::int64_t first_of_batch, std::int64_t count) {
+    parts.push_back(features(inputs_.inputs.narrow(0, first_of_batch, count)));
+  });
   entry.features = at::cat(parts);
 }
 
-CheapDistances GifRun::cheap_distances(std::size_t from, const at::Tensor& samples) const {
+CheapDistances GifRun::cheap_distances(std::size_t from, const std::vector<std::size_t>& models,
+                                       const at::Tensor& gradient,
+                                       const at::Tensor& samples) const {
   CheapDistances result;
-  for (const std::string& name : cheap_names()) result[name].assign(models_.size(), std::nan(""));
+  for (const std::string& name : cheap_names()) result[name].assign(models.size(), std::nan(""));
+  result["gradient_input"] =
+      values_of(mean_distance(gradient.index_select(1, samples), config_.distance));
   const Model& to = models_[from];
   const at::Tensor outputs =
       to.outputs.defined() ? to.outputs.index_select(0, samples) : at::Tensor();
@@ -75,55 +73,62 @@ CheapDistances GifRun::cheap_distances(std::size_t from, const at::Tensor& sampl
   }
   std::vector<at::Tensor> features;
   std::vector<std::size_t> with_features;
-  std::optional<std::size_t> place;
-  for (std::size_t m = 0; m < models_.size(); ++m) {
-    const Model& model = models_[m];
-    if (model.gradient_distances.defined())
-      result["gradient_input"][m] =
-          mean_distance(model.gradient_distances.index_select(0, samples), config_.distance)
-              .item<double>();
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    const Model& model = models_[models[i]];
     if (model.features.defined()) {
-      if (m == from) place = features.size();
       features.push_back(model.features.index_select(0, samples));
-      with_features.push_back(m);
+      with_features.push_back(i);
     }
     if (!outputs.defined() || !model.outputs.defined() ||
         model.outputs.sizes() != to.outputs.sizes())
       continue;
     const at::Tensor other = model.outputs.index_select(0, samples);
-    result["output_cosine"][m] = output_distances(outputs, other).mean().item<double>();
+    result["output_cosine"][i] = output_distances(outputs, other).mean().item<double>();
     if (count > 0)
-      result["victim_mistakes"][m] =
+      result["victim_mistakes"][i] =
           1 - answers.eq(other.argmax(1)).logical_and(mistakes).sum().item<double>() /
                   static_cast<double>(count);
   }
-  if (place) {
-    const std::vector<double> cka = values_of(linear_cka(features, place));
-    for (std::size_t i = 0; i < cka.size(); ++i) result["cka"][with_features[i]] = 1 - cka[i];
+  if (to.features.defined()) {
+    features.push_back(to.features.index_select(0, samples));
+    const std::vector<double> cka = values_of(linear_cka(features, features.size() - 1));
+    for (std::size_t i = 0; i < with_features.size(); ++i)
+      result["cka"][with_features[i]] = 1 - cka[i];
   }
   return result;
 }
 
 std::map<std::string, at::Tensor> GifRun::cheap_matrices() const {
   std::map<std::string, at::Tensor> result;
-  const auto models = static_cast<std::int64_t>(models_.size());
+  const std::vector<std::size_t> all = all_models();
+  const auto models = static_cast<std::int64_t>(all.size());
+  if (std::all_of(models_.begin(), models_.end(), [](const Model& m) { return m.has_gradient; }))
+    result["gradient_input"] = stored_distances(all, std::nullopt, FieldKind::kGradient).mean;
   std::vector<at::Tensor> features, outputs;
   for (const Model& model : models_) {
     if (model.features.defined()) features.push_back(model.features);
     if (model.outputs.defined() && model.outputs.sizes() == models_.front().outputs.sizes())
       outputs.push_back(model.outputs);
   }
-  if (static_cast<std::int64_t>(features.size()) == models)
-    result["cka"] = 1 - linear_cka(features);
-  if (static_cast<std::int64_t>(outputs.size()) == models) {
-    at::Tensor matrix = at::zeros({models, models}, at::kDouble);
-    for (std::int64_t a = 0; a < models; ++a)
-      for (std::int64_t b = a; b < models; ++b) {
-        matrix[a][b] = output_distances(outputs[a], outputs[b]).mean();
-        matrix[b][a] = matrix[a][b];
-      }
-    result["output_cosine"] = matrix;
-  }
+  if (features.size() == all.size()) result["cka"] = 1 - linear_cka(features);
+  if (outputs.size() != all.size()) return result;
+  at::Tensor cosine = at::zeros({models, models}, at::kDouble);
+  for (std::int64_t a = 0; a < models; ++a)
+    for (std::int64_t b = a; b < models; ++b) {
+      cosine[a][b] = output_distances(outputs[a], outputs[b]).mean();
+      cosine[b][a] = cosine[a][b];
+    }
+  result["output_cosine"] = cosine;
+  if (outputs.front().dim() != 2) return result;
+  // Row: the model whose mistakes they are; NaN where it makes none.
+  std::vector<at::Tensor> answers;
+  for (const at::Tensor& each : outputs) answers.push_back(each.argmax(1));
+  const at::Tensor said = at::stack(answers);  // (models, S)
+  const at::Tensor wrong = said.ne(data_->labels).to(at::kDouble);
+  at::Tensor likewise = at::zeros({models, models}, at::kDouble);
+  for (std::int64_t a = 0; a < models; ++a)
+    likewise[a] = at::mv(said.eq(said[a]).to(at::kDouble), wrong[a]) / wrong[a].sum();
+  result["victim_mistakes"] = 1 - likewise;
   return result;
 }
 

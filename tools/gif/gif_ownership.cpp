@@ -61,8 +61,8 @@ std::vector<double> GifRun::chosen(const std::vector<double>& distances,
   return values;
 }
 
-json GifRun::group_entry(const ModelGroup& group, const Distances& measured,
-                         double threshold) const {
+json GifRun::group_entry(const ModelGroup& group, const Distances& measured, double threshold,
+                         const BootstrapLimits& limits) const {
   const std::vector<std::string>& others = config_.task.independents;
   const std::vector<double>& mean = measured.at("");
   json entry = auc_json(chosen(mean, group.models), chosen(mean, others));
@@ -81,11 +81,16 @@ json GifRun::group_entry(const ModelGroup& group, const Distances& measured,
     entry["auc_" + name] =
         auc_or_null(chosen(measured.at(name), group.models), chosen(measured.at(name), others));
   entry["models"] = json::array();
-  for (const std::size_t m : indices(group.models))
+  for (const std::size_t m : indices(group.models)) {
     entry["models"].push_back(
         {{"name", config_.models[m].name},
          {"distance", mean[m]},
          {"derived", std::isnan(threshold) ? json() : json(mean[m] < threshold)}});
+    if (!limits.low.defined()) continue;
+    const auto row = static_cast<std::int64_t>(m);
+    entry["models"].back()["low"] = limits.low[row].item<double>();
+    entry["models"].back()["high"] = limits.high[row].item<double>();
+  }
   return entry;
 }
 
@@ -154,14 +159,16 @@ std::map<std::string, json> GifRun::curves(
 json GifRun::ownership() {
   const TaskConfig& task = config_.task;
   const std::size_t victim = config_.index_of(task.victim, "task.victim");
-  const FieldDistances found = distances_of_all(victim);
+  const DistanceList list = distances_to(victim);
+  const at::Tensor& per_sample = list.field.per_sample;
+  const std::vector<std::size_t> every_model = all_models();
   const auto measured = [&](const at::Tensor& samples) {
-    Distances distances = cheap_distances(victim, samples);
-    distances[""] =
-        values_of(mean_distance(found.per_sample.index_select(1, samples), config_.distance));
+    Distances distances = cheap_distances(victim, every_model, list.gradient, samples);
+    distances[""] = values_of(mean_distance(per_sample.index_select(1, samples), config_.distance));
     return distances;
   };
-  const Distances all = measured(at::arange(inputs_.inputs.size(0), at::kLong));
+  Distances all = list.cheap;
+  all[""] = values_of(list.field.mean);
   const std::vector<double>& mean = all.at("");
   const std::vector<double> far = chosen(mean, task.independents);
   const double threshold = distance_threshold(far, task.false_positive_rate);
@@ -178,8 +185,9 @@ json GifRun::ownership() {
   Table table({"group", "models", "AUC", "low", "high", "p", "AUC same architecture",
                "AUC gradient x input", "AUC victim's mistakes", "AUC output cosine", "AUC CKA"});
   auto curve = curves(measured);
+  const BootstrapLimits limits = limits_of(per_sample);
   for (const ModelGroup& group : task.groups) {
-    json entry = group_entry(group, all, threshold);
+    json entry = group_entry(group, all, threshold, limits);
     entry["curve"] = curve.at(group.name);
     std::vector<std::string> row{group.name, std::to_string(group.models.size())};
     for (const char* key :
@@ -189,17 +197,12 @@ json GifRun::ownership() {
     table.add_row(row);
     result["groups"].push_back(std::move(entry));
   }
-  const auto& out = run_.settings().out;
-  run_.write_text(out / "ownership.csv", table.csv());
+  run_.write_text(run_.settings().out / "ownership.csv", table.csv());
   run_.show(table.markdown());
-  Table distances({"model", "distance", "derived"});
-  for (std::size_t m = 0; m < mean.size(); ++m)
-    distances.add_row({config_.models[m].name, fmt::format("{}", mean[m]),
-                       std::isnan(threshold) ? ""
-                       : mean[m] < threshold ? "1"
-                                             : "0"});
-  run_.write_text(out / "distances.csv", distances.csv());
-  run_.write_text(out / "distances.npy", npy(found.mean));
+  std::vector<std::string> derived;
+  for (const double distance : mean)
+    derived.push_back(std::isnan(threshold) ? "" : distance < threshold ? "1" : "0");
+  result.update(write_list(list, {{"derived", derived}}));
   return result;
 }
 

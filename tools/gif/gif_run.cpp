@@ -38,6 +38,20 @@ ScriptModel GifRun::load(std::size_t index) {
   return model;
 }
 
+namespace {
+
+/// Or a network's field would be blamed, and with shuffled baselines another sample's.
+void check_finite(const at::Tensor& inputs, const Dataset& data) {
+  const at::Tensor finite = at::isfinite(inputs).flatten(1).all(1);
+  if (!finite.all().item<bool>())
+    throw Error(ErrorKind::kInput, data.where,
+                fmt::format("sample {} is not finite",
+                            at::nonzero(finite.logical_not())[0].item<std::int64_t>()),
+                "leave it out, or check the normalisation");
+}
+
+}  // namespace
+
 void GifRun::load_reference() {
   keep_freed_memory();
   const Phase phase(run_.progress(), "load data");
@@ -46,6 +60,7 @@ void GifRun::load_reference() {
   data_content_ = Fingerprint("reference 1").add(*data_).hex();
   if (!config_.reference.selection.empty()) read_selection();
   const at::Tensor x = normalised_batch(*data_, 0, data_->size());
+  check_finite(x, *data_);
   inputs_.inputs = x.to(run_.settings().device);
   inputs_.classes = data_->labels;
   make_baselines();
@@ -103,7 +118,9 @@ void GifRun::make_baselines() {
     case BaselineConfig::Kind::kData: {
       const Dataset data = load_dataset(*baseline.data, &run_.progress());
       if (!data.skipped.empty()) run_.progress().warn(skipped_warning(data));
-      at::Tensor given = normalised_batch(data, 0, data.size()).to(x.device());
+      at::Tensor given = normalised_batch(data, 0, data.size());
+      check_finite(given, data);
+      given = given.to(x.device());
       if (given[0].sizes() != x[0].sizes() || (data.size() != 1 && data.size() < x.size(0)))
         throw Error(ErrorKind::kInput, data.where,
                     fmt::format("{} baselines of shape [{}] for {} inputs of shape [{}]",
@@ -199,7 +216,13 @@ void GifRun::try_out() {
   common.add(seen);
   seen.images = inputs_.baselines.cpu();
   seen.on_demand.reset();
-  const std::string shared = common.add(seen).add(field_settings().dump()).hex();
+  const std::string inputs = common.add(seen).hex();
+  std::map<FieldKind, std::string> settings_of;
+  for (const FieldKind kind : {FieldKind::kPath, FieldKind::kGradient}) {
+    json field = to_config(settings(kind));
+    field.erase("steps_tolerance");  // says how `steps` was found, not what they give
+    settings_of[kind] = field.dump();
+  }
   for (std::size_t i = 0; i < config_.models.size(); ++i) {
     ScriptModel model = load(i);
     Model entry;
@@ -208,21 +231,32 @@ void GifRun::try_out() {
       entry.architecture += fmt::format("{} [{}] ", name, fmt::join(tensor.sizes(), ", "));
     GradientField field(model, options, config_.batch_size.value_or(0));
     field.check(inputs_);
-    entry.key = Fingerprint("field 2").add(entry.content).add(shared).hex();
+    for (const auto& [kind, field_settings] : settings_of)
+      entry.keys[kind] =
+          Fingerprint("field 3").add(entry.content).add(inputs).add(field_settings).hex();
     models_.push_back(std::move(entry));
     phase.update(static_cast<std::int64_t>(i) + 1);
   }
 }
 
-json GifRun::field_settings() const {
-  json settings = to_config(config_.field);
-  settings.erase("steps_tolerance");  // says how `steps` was found, not what they give
-  return settings;
+FieldConfig GifRun::settings(FieldKind kind) const {
+  FieldConfig field = config_.field;
+  if (kind == FieldKind::kPath) return field;
+  field.options.rule = PathRule::kRiemannRight;  // whose only point is x
+  field.options.steps = 1;
+  field.steps = 1;
+  field.options.subset = StepSubset::kAll;
+  field.options.cumulative = true;
+  field.options.multiply_by_inputs = true;
+  field.store = FieldStorage::kFloat32;
+  field.fast = false;
+  field.precision = Precision::kFloat32;
+  return field;
 }
 
-FieldFileWriter::Shape GifRun::field_shape() const {
+FieldFileWriter::Shape GifRun::field_shape(FieldKind kind) const {
   const at::Tensor& x = inputs_.inputs;
-  const FieldOptions& o = config_.field.options;
+  const FieldOptions o = settings(kind).options;
   const std::int64_t d = x[0].numel() / (o.channel_mean ? x.size(1) : 1);
   return {x.size(0), static_cast<std::int64_t>(kept_steps(o.subset, o.steps).size()), d};
 }
@@ -230,8 +264,14 @@ FieldFileWriter::Shape GifRun::field_shape() const {
 json GifRun::plan() const {
   const auto shape = field_shape();
   const std::int64_t value = config_.field.store == FieldStorage::kFloat16 ? 2 : 4;
-  std::int64_t missing = 0;
-  for (std::size_t i = 0; i < models_.size(); ++i) missing += holds_field(i) ? 0 : 1;
+  std::int64_t missing = 0, gradients = 0;
+  for (std::size_t i = 0; i < models_.size(); ++i) {
+    if (!holds_field(i)) {
+      missing += 1;
+      gradients += shape.samples * config_.field.options.steps;
+    }
+    if (!holds_field(i, FieldKind::kGradient)) gradients += shape.samples;
+  }
   return {{"tool", "modelgif-dist"},
           {"dry_run", true},
           {"task", enum_name(config_.task.type)},
@@ -239,7 +279,7 @@ json GifRun::plan() const {
           {"samples", shape.samples},
           {"steps", config_.field.options.steps},
           {"fields_to_compute", missing},
-          {"gradients", missing * shape.samples * config_.field.options.steps},
+          {"gradients", gradients},
           {"field_bytes", shape.samples * shape.steps * shape.dimensions * value}};
 }
 
@@ -247,37 +287,21 @@ fs::path GifRun::folder() const {
   return config_.cache.empty() ? run_.settings().out / "fields" : config_.cache;
 }
 
-fs::path GifRun::field_path(std::size_t index) const {
-  return folder() / ("field-" + models_[index].key.substr(0, 16) + ".safetensors");
+fs::path GifRun::field_path(std::size_t index, FieldKind kind) const {
+  const char* name = kind == FieldKind::kPath ? "field-" : "gradient-";
+  return folder() / (name + models_[index].keys.at(kind).substr(0, 16) + ".safetensors");
 }
 
-bool GifRun::holds_field(std::size_t index) const {
-  const fs::path path = field_path(index);
+bool GifRun::holds_field(std::size_t index, FieldKind kind) const {
+  const fs::path path = field_path(index, kind);
   if (!fs::exists(path)) return false;
   try {
-    FieldFile stored(path, models_[index].key);
+    FieldFile stored(path, models_[index].keys.at(kind));
     return true;
   } catch (const Error& e) {
     run_.progress().warn(fmt::format("{}; computing it again", e.what()));
     return false;
   }
-}
-
-std::optional<std::size_t> GifRun::compared_with() const {
-  const TaskConfig& task = config_.task;
-  if (task.type == TaskType::kOwnership) return config_.index_of(task.victim, "task.victim");
-  if (task.type == TaskType::kMatrix && !task.against.empty())
-    return config_.index_of(task.against, "task.against");
-  return std::nullopt;
-}
-
-at::Tensor GifRun::gradient_times_input(ScriptModel& model) {
-  FieldOptions options = config_.field.options;
-  options.rule = PathRule::kRiemannRight;  // whose only point is x
-  options.steps = 1;
-  options.subset = StepSubset::kAll;
-  options.multiply_by_inputs = true;
-  return GradientField(model, options, config_.batch_size.value_or(0)).compute(inputs_).field;
 }
 
 ScriptModel GifRun::field_network(std::size_t index, ScriptModel& plain) {
@@ -330,68 +354,69 @@ std::string GifRun::note(std::size_t index) const {
 }
 
 void GifRun::read_note(std::size_t index) {
-  const json faster = json::parse(FieldFile(field_path(index), models_[index].key).note(), nullptr,
-                                  /*allow_exceptions=*/false);
+  const json faster = json::parse(
+      FieldFile(field_path(index), models_[index].keys.at(FieldKind::kPath)).note(), nullptr,
+      /*allow_exceptions=*/false);
   if (faster.is_object()) models_[index].faster = faster;
 }
 
-void GifRun::compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer) {
+void GifRun::compute_field(std::size_t index, FieldKind kind, GradientField& field,
+                           FieldFileWriter& writer) {
   const std::string& name = config_.models[index].name;
+  const std::int64_t samples = inputs_.inputs.size(0);
   if (writer.done() > 0)
     run_.show(fmt::format("{}: {} samples are there already", name, writer.done()));
-  Phase phase(run_.progress(), "field of " + name, field_shape().samples, "samples");
-  field.compute(inputs_, writer.done(), [&](FieldChunk chunk) {
-    writer.add(chunk);
-    phase.update(writer.done());
-  });
+  Phase phase(run_.progress(), (kind == FieldKind::kPath ? "field of " : "gradient of ") + name,
+              samples, "samples");
+  try {
+    field.compute(inputs_, writer.done(), [&](FieldChunk chunk) {
+      writer.add(chunk);
+      phase.update(writer.done());
+    });
+  } catch (const Interrupted& e) {
+    throw Interrupted(e.signal(), fmt::format("{} of {} samples of {} are kept, --resume continues",
+                                              writer.done(), samples, name));
+  }
   writer.finish();
+}
+
+void GifRun::keep_field(std::size_t index, FieldKind kind, ScriptModel& plain) {
+  const fs::path path = field_path(index, kind);
+  const bool path_kind = kind == FieldKind::kPath;
+  if (holds_field(index, kind)) {
+    if (path_kind) read_note(index);
+  } else {
+    ScriptModel network = path_kind ? field_network(index, plain) : plain;
+    const FieldConfig field_config = settings(kind);
+    GradientField field(network, field_config.options, config_.batch_size.value_or(0));
+    FieldFileWriter writer(path, models_[index].keys.at(kind), field_shape(kind),
+                           field_config.store, /*resume=*/true,
+                           path_kind ? note(index) : std::string());
+    // Another run with this cache may have been first.
+    if (fs::exists(path) && holds_field(index, kind))
+      writer.discard();
+    else
+      compute_field(index, kind, field, writer);
+  }
+  if (config_.cache.empty()) run_.wrote(path);
 }
 
 void GifRun::compute_fields() {
   selection_overlap();  // refuses before what takes long
   make_folder(folder());
-  const std::optional<std::size_t> victim = compared_with();
-  at::Tensor victims_gradient;
-  if (victim) {
-    ScriptModel model = load(*victim);
-    victims_gradient = gradient_times_input(model);
-  }
   for (std::size_t i = 0; i < models_.size(); ++i) {
-    const fs::path path = field_path(i);
-    const bool stored = holds_field(i);
-    if (!stored || needs_outputs()) {
-      ScriptModel model = load(i);
-      GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
-      if (needs_outputs()) keep_outputs(i, model, field);
-      if (victim) {
-        const at::Tensor gradient = i == *victim ? victims_gradient : gradient_times_input(model);
-        models_[i].gradient_distances =
-            field_distances({source_of(victims_gradient), source_of(gradient)}, config_.distance, 0)
-                .per_sample[1]
-                .clone();
-      }
-      if (!stored) {
-        ScriptModel network = field_network(i, model);
-        GradientField faster(network, config_.field.options, config_.batch_size.value_or(0));
-        FieldFileWriter writer(path, models_[i].key, field_shape(), config_.field.store,
-                               /*resume=*/true, note(i));
-        // Another run with this cache may have been first.
-        if (fs::exists(path) && holds_field(i)) {
-          writer.discard();
-        } else {
-          try {
-            compute_field(i, faster, writer);
-          } catch (const Interrupted& e) {
-            throw Interrupted(
-                e.signal(),
-                fmt::format("{} of {} samples of {} are kept, --resume continues", writer.done(),
-                            field_shape().samples, config_.models[i].name));
-          }
-        }
-      }
+    ScriptModel model = load(i);
+    GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
+    keep_outputs(i, model, field);
+    keep_field(i, FieldKind::kPath, model);
+    try {
+      keep_field(i, FieldKind::kGradient, model);
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::kNumeric) throw;
+      models_[i].has_gradient = false;
+      run_.progress().warn(fmt::format("{}: no gradient x input to compare with: {}",
+                                       config_.models[i].name, e.what()));
     }
-    if (stored) read_note(i);
-    if (config_.cache.empty()) run_.wrote(path);
   }
 }
 
@@ -402,9 +427,9 @@ json GifRun::write_field(const fs::path& path) {
   GradientField field(model, config_.field.options, config_.batch_size.value_or(0));
   const auto shape = field_shape();
   // Always anew: the file is the result, not a cache. What has the name keeps it until then.
-  FieldFileWriter writer(path, models_[0].key, shape, config_.field.store, /*resume=*/false,
-                         note(0));
-  compute_field(0, field, writer);
+  FieldFileWriter writer(path, models_[0].keys.at(FieldKind::kPath), shape, config_.field.store,
+                         /*resume=*/false, note(0));
+  compute_field(0, FieldKind::kPath, field, writer);
   return {{"field", path.string()},
           {"shape", {shape.samples, shape.steps, shape.dimensions}},
           {"completeness_error", FieldFile(path).completeness_error()}};
@@ -416,13 +441,36 @@ std::vector<std::size_t> GifRun::indices(const std::vector<std::string>& names) 
   return list;
 }
 
-FieldDistances GifRun::distances(const std::vector<std::size_t>& models,
-                                 std::optional<std::size_t> against) {
+FieldDistances GifRun::stored_distances(const std::vector<std::size_t>& models,
+                                        std::optional<std::size_t> against, FieldKind kind) const {
   const Phase phase(run_.progress(), "distances");
   std::vector<FieldSource> sources;
   for (const std::size_t m : models)
-    sources.push_back(FieldFile(field_path(m), models_[m].key).source());
-  FieldDistances found = field_distances(sources, config_.distance, against);
+    sources.push_back(FieldFile(field_path(m, kind), models_[m].keys.at(kind)).source());
+  return field_distances(sources, config_.distance, against);
+}
+
+at::Tensor GifRun::gradient_distances(const std::vector<std::size_t>& models,
+                                      std::size_t from) const {
+  at::Tensor found = at::full({static_cast<std::int64_t>(models.size()), inputs_.inputs.size(0)},
+                              std::nan(""), at::kDouble);
+  if (!models_[from].has_gradient) return found;
+  std::vector<std::size_t> compared{from};
+  std::vector<std::int64_t> places;
+  for (std::size_t i = 0; i < models.size(); ++i)
+    if (models_[models[i]].has_gradient) {
+      compared.push_back(models[i]);
+      places.push_back(static_cast<std::int64_t>(i));
+    }
+  const at::Tensor values = stored_distances(compared, 0, FieldKind::kGradient).per_sample;
+  const auto count = static_cast<std::int64_t>(places.size());
+  return found.index_copy_(0, at::tensor(places, at::kLong), values.narrow(0, 1, count));
+}
+
+FieldDistances GifRun::distances(const std::vector<std::size_t>& models,
+                                 std::optional<std::size_t> against) {
+  FieldDistances found = stored_distances(models, against, FieldKind::kPath);
+  const auto shape = field_shape();
   zero_norms_.resize(models_.size(), 0);
   for (std::size_t i = 0; i < models.size(); ++i) {
     std::int64_t& count = zero_norms_[models[i]];
@@ -430,23 +478,23 @@ FieldDistances GifRun::distances(const std::vector<std::size_t>& models,
       run_.progress().warn(fmt::format(
           "{}: {} of {} steps of its field have no length, and are as far from all others "
           "as can be",
-          config_.models[models[i]].name, found.zero_norms[i],
-          sources[i].samples * sources[i].steps));
+          config_.models[models[i]].name, found.zero_norms[i], shape.samples * shape.steps));
     count = found.zero_norms[i];
   }
   return found;
 }
 
-FieldDistances GifRun::distances_of_all(std::optional<std::size_t> against) {
+std::vector<std::size_t> GifRun::all_models() const {
   std::vector<std::size_t> all(models_.size());
   std::iota(all.begin(), all.end(), 0);
-  return distances(all, against);
+  return all;
 }
 
 json GifRun::model_list() const {
   json list = json::array();
   for (std::size_t i = 0; i < models_.size(); ++i) {
-    const double error = FieldFile(field_path(i), models_[i].key).completeness_error();
+    const double error =
+        FieldFile(field_path(i), models_[i].keys.at(FieldKind::kPath)).completeness_error();
     list.push_back({{"name", config_.models[i].name},
                     {"content", models_[i].content},
                     {"field", field_path(i).filename().string()},

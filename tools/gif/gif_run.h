@@ -23,11 +23,11 @@ std::string npy(const at::Tensor& values);
 /// For tables that people read.
 std::string number(double value);
 
-/// Distances of every model to one that cost less than fields, by name; NaN where there is none.
+/// Distances of models to one that cost less than fields, by name; NaN where there is none.
 using CheapDistances = std::map<std::string, std::vector<double>>;
 /// gradient_input: one gradient at x instead of a path of them, the same distance; victim_mistakes:
-/// the share of its mistakes that the other does not make likewise; output_cosine: 1 − cosine of
-/// the outputs; cka: 1 − linear CKA of what the last layer reads.
+/// the share of the one's mistakes that the other does not make likewise; output_cosine: 1 − cosine
+/// of the outputs; cka: 1 − linear CKA of what the last layer reads.
 const std::vector<std::string>& cheap_names();
 
 /// The steps of one run of modelgif-dist, in the order main calls them.
@@ -49,18 +49,20 @@ class GifRun {
   nlohmann::json write_field(const std::filesystem::path& path);
 
  private:
+  /// What a run computes and keeps of every model: the field that it is configured for, and
+  /// gradient × input, the last point of a path by itself, to compare it with.
+  enum class FieldKind { kPath, kGradient };
+
   struct Model {
-    std::string content;       ///< fingerprint
-    std::string architecture;  ///< names and shapes of its parameters
-    std::string key;           ///< of its field
-    /// At the reference samples, on the CPU, where the task needs them: outputs, and what the last
-    /// layer reads (S, F).
+    std::string content;                    ///< fingerprint
+    std::string architecture;               ///< names and shapes of its parameters
+    std::map<FieldKind, std::string> keys;  ///< of its fields
+    bool has_gradient = true;  ///< × input, which may be infinite where the path's are not
+    /// At the reference samples, on the CPU: outputs, and what the last layer reads (S, F).
     at::Tensor outputs, features;
     /// How far fields of the faster network are from the plain one's, and whether it is used; kept
     /// as the note of the field's file.
     nlohmann::json faster;
-    /// (S) from the victim, by gradient × input; where the task needs it.
-    at::Tensor gradient_distances;
   };
 
   ScriptModel load(std::size_t index);
@@ -75,47 +77,67 @@ class GifRun {
   /// no selection. Throws Error{kInput} where there are some and the task does not allow it.
   nlohmann::json selection_overlap() const;
   std::filesystem::path folder() const;
-  std::filesystem::path field_path(std::size_t index) const;
-  FieldFileWriter::Shape field_shape() const;
-  /// What of the configuration a field depends on.
-  nlohmann::json field_settings() const;
-  bool holds_field(std::size_t index) const;
-  /// The model that the task also compares others with by their outputs and by one gradient.
-  std::optional<std::size_t> compared_with() const;
+  FieldConfig settings(FieldKind kind) const;
+  std::filesystem::path field_path(std::size_t index, FieldKind kind = FieldKind::kPath) const;
+  FieldFileWriter::Shape field_shape(FieldKind kind = FieldKind::kPath) const;
+  bool holds_field(std::size_t index, FieldKind kind = FieldKind::kPath) const;
   /// The network that fields are computed with: a faster form of `plain` where it is close enough.
   ScriptModel field_network(std::size_t index, ScriptModel& plain);
   /// Model::faster as a note for the field's file, and from one that is there already.
   std::string note(std::size_t index) const;
   void read_note(std::size_t index);
-  void compute_field(std::size_t index, GradientField& field, FieldFileWriter& writer);
-  /// The field's last point alone: gradient × input (samples, 1, D).
-  at::Tensor gradient_times_input(ScriptModel& model);
+  /// Sees to it that the cache has the field of `plain`.
+  void keep_field(std::size_t index, FieldKind kind, ScriptModel& plain);
+  void compute_field(std::size_t index, FieldKind kind, GradientField& field,
+                     FieldFileWriter& writer);
+  FieldDistances stored_distances(const std::vector<std::size_t>& models,
+                                  std::optional<std::size_t> against, FieldKind kind) const;
+  /// By the field, counting its steps without length.
   FieldDistances distances(const std::vector<std::size_t>& models,
                            std::optional<std::size_t> against);
-  FieldDistances distances_of_all(std::optional<std::size_t> against);
+  /// By gradient × input: (models, S) from `from`, NaN where there is none.
+  at::Tensor gradient_distances(const std::vector<std::size_t>& models, std::size_t from) const;
+  std::vector<std::size_t> all_models() const;
   std::vector<std::size_t> indices(const std::vector<std::string>& names) const;
 
-  nlohmann::json matrix(std::optional<std::size_t> against);
+  nlohmann::json matrix();
+  nlohmann::json against_one();
   nlohmann::json relatedness();
   nlohmann::json ownership();
   nlohmann::json select();
   nlohmann::json unlearning();
   nlohmann::json model_list() const;
 
-  bool needs_outputs() const;
   /// Keeps the outputs and features of a model, unless they are too many.
   void keep_outputs(std::size_t index, ScriptModel& model, GradientField& field);
-  CheapDistances cheap_distances(std::size_t from, const at::Tensor& samples) const;
-  /// Of all pairs, as far as all models have them: output_cosine, cka.
+  /// The distances of `models` to `from` at some samples; `gradient`: (models, S) of those to
+  /// `from` by gradient × input.
+  CheapDistances cheap_distances(std::size_t from, const std::vector<std::size_t>& models,
+                                 const at::Tensor& gradient, const at::Tensor& samples) const;
+  /// Of all pairs, as far as all models have them; of victim_mistakes a row's model is the victim.
   std::map<std::string, at::Tensor> cheap_matrices() const;
+  /// Distances of all models to one, whose names say what they are.
+  struct DistanceList {
+    std::size_t from;
+    FieldDistances field;
+    at::Tensor gradient;  ///< (models, S), by gradient × input
+    CheapDistances cheap;
+  };
+  DistanceList distances_to(std::size_t from);
+  /// Writes the list as distances.csv (`more`: columns of the caller's), distances.npy and
+  /// per_sample.npy; the same as JSON.
+  nlohmann::json write_list(const DistanceList& list,
+                            const std::map<std::string, std::vector<std::string>>& more = {});
+  /// 95 % intervals by resampling samples; undefined limits without `bootstrap`.
+  BootstrapLimits limits_of(const at::Tensor& per_sample) const;
 
   /// The distances of all models to the victim, by name ("" is the field's), on some samples.
   using Distances = std::map<std::string, std::vector<double>>;
   /// AUC of every group against the number of samples: curve.csv, curve.svg and an object a group.
   std::map<std::string, nlohmann::json> curves(
       const std::function<Distances(const at::Tensor& samples)>& measured);
-  nlohmann::json group_entry(const ModelGroup& group, const Distances& measured,
-                             double threshold) const;
+  nlohmann::json group_entry(const ModelGroup& group, const Distances& measured, double threshold,
+                             const BootstrapLimits& limits) const;
   std::vector<double> chosen(const std::vector<double>& distances,
                              const std::vector<std::string>& names) const;
 

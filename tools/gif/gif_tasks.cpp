@@ -57,13 +57,9 @@ json GifRun::run_task() {
   if (const json overlap = selection_overlap(); !overlap.is_null())
     summary["selection_overlap"] = overlap;
   switch (config_.task.type) {
-    case TaskType::kMatrix: {
-      std::optional<std::size_t> against;
-      if (!config_.task.against.empty())
-        against = config_.index_of(config_.task.against, "task.against");
-      summary.update(matrix(against));
+    case TaskType::kMatrix:
+      summary.update(config_.task.against.empty() ? matrix() : against_one());
       break;
-    }
     case TaskType::kRelatedness:
       summary.update(relatedness());
       break;
@@ -99,62 +95,91 @@ json GifRun::selection_overlap() const {
   return overlap;
 }
 
-json GifRun::matrix(std::optional<std::size_t> against) {
-  const FieldDistances found = distances_of_all(against);
+BootstrapLimits GifRun::limits_of(const at::Tensor& per_sample) const {
+  if (config_.bootstrap == 0) return {};
+  return bootstrap_limits(per_sample, config_.distance, config_.bootstrap, run_.settings().seed);
+}
+
+GifRun::DistanceList GifRun::distances_to(std::size_t from) {
+  const std::vector<std::size_t> all = all_models();
+  DistanceList list{from, distances(all, from), gradient_distances(all, from), {}};
+  list.cheap =
+      cheap_distances(from, all, list.gradient, at::arange(inputs_.inputs.size(0), at::kLong));
+  return list;
+}
+
+json GifRun::write_list(const DistanceList& list,
+                        const std::map<std::string, std::vector<std::string>>& more) {
+  const auto& out = run_.settings().out;
+  json result = {{"distances", values_of(list.field.mean)}};
+  for (const auto& [name, values] : list.cheap) result[name] = values;
+  std::vector<std::pair<std::string, std::vector<double>>> columns{
+      {"distance", values_of(list.field.mean)}};
+  if (const BootstrapLimits limits = limits_of(list.field.per_sample); limits.low.defined()) {
+    columns.emplace_back("low", values_of(limits.low));
+    columns.emplace_back("high", values_of(limits.high));
+    result["low"] = columns[1].second;
+    result["high"] = columns[2].second;
+  }
+  for (const std::string& name : cheap_names()) columns.emplace_back(name, list.cheap.at(name));
+
+  std::vector<std::string> header{"model"};
+  for (const auto& [name, values] : columns) header.push_back(name);
+  for (const auto& [name, values] : more) header.push_back(name);
+  Table exact(header), shown(header);
+  for (std::size_t m = 0; m < models_.size(); ++m) {
+    std::vector<std::string> row{config_.models[m].name}, short_row = row;
+    for (const auto& [name, values] : columns) {
+      row.push_back(std::isnan(values[m]) ? "" : fmt::format("{}", values[m]));
+      short_row.push_back(std::isnan(values[m]) ? "-" : number(values[m]));
+    }
+    for (const auto& [name, values] : more) {
+      row.push_back(values[m]);
+      short_row.push_back(values[m]);
+    }
+    exact.add_row(row);
+    shown.add_row(short_row);
+  }
+  run_.write_text(out / "distances.csv", exact.csv());
+  run_.write_text(out / "distances.npy", npy(list.field.mean));
+  run_.write_text(out / "per_sample.npy", npy(list.field.per_sample));
+  run_.show(shown.markdown());
+  return result;
+}
+
+json GifRun::against_one() {
+  return write_list(distances_to(config_.index_of(config_.task.against, "task.against")));
+}
+
+json GifRun::matrix() {
+  const FieldDistances found = distances(all_models(), std::nullopt);
   const auto& out = run_.settings().out;
   std::vector<std::string> names;
   for (const ModelRef& ref : config_.models) names.push_back(ref.name);
+  const std::vector<std::vector<double>> mean = rows_of(found.mean);
 
-  json result = json::object();
-  std::optional<BootstrapLimits> limits;
-  if (config_.bootstrap > 0)
-    limits = bootstrap_limits(found.per_sample, config_.distance, config_.bootstrap,
-                              run_.settings().seed);
   std::vector<std::string> header{"model"};
-  CheapDistances cheap;
-  if (against) {
-    for (const char* column : {"distance", "low", "high"}) header.emplace_back(column);
-    header.insert(header.end(), cheap_names().begin(), cheap_names().end());
-    cheap = cheap_distances(*against, at::arange(inputs_.inputs.size(0), at::kLong));
-  } else {
-    header.insert(header.end(), names.begin(), names.end());
-  }
+  header.insert(header.end(), names.begin(), names.end());
   Table exact(header), shown(header);
   for (std::size_t i = 0; i < names.size(); ++i) {
     std::vector<std::string> row{names[i]}, short_row{names[i]};
-    const auto add = [&](double value) {
+    for (const double value : mean[i]) {
       row.push_back(fmt::format("{}", value));
       short_row.push_back(number(value));
-    };
-    const auto r = static_cast<std::int64_t>(i);
-    if (against) {
-      add(found.mean[r].item<double>());
-      add(limits ? limits->low[r].item<double>() : std::nan(""));
-      add(limits ? limits->high[r].item<double>() : std::nan(""));
-      for (const std::string& name : cheap_names()) add(cheap.at(name)[i]);
-    } else {
-      for (const double value : values_of(found.mean[r])) add(value);
     }
     exact.add_row(row);
     shown.add_row(short_row);
   }
   run_.write_text(out / "distances.csv", exact.csv());
   run_.write_text(out / "distances.npy", npy(found.mean));
+  run_.write_text(out / "per_sample.npy", npy(found.per_sample));
   run_.show(shown.markdown());
-  if (against) {
-    result["distances"] = values_of(found.mean);
-    for (const auto& [name, values] : cheap) result[name] = values;
-    if (limits) {
-      result["low"] = values_of(limits->low);
-      result["high"] = values_of(limits->high);
-    }
-    return result;
-  }
-  result["distances"] = rows_of(found.mean);
+
+  json result = {{"distances", mean}};
   for (const auto& [name, values] : cheap_matrices()) result[name] = rows_of(values);
-  if (limits) {
-    result["low"] = rows_of(limits->low);
-    result["high"] = rows_of(limits->high);
+  if (const BootstrapLimits limits = limits_of(found.per_sample); limits.low.defined()) {
+    result["low"] = rows_of(limits.low);
+    result["high"] = rows_of(limits.high);
   }
   if (names.size() < 2 || !at::isfinite(found.mean).all().item<bool>()) return result;
   // Rows of log(1 - D) as the authors cluster them; where some 1 - D has no logarithm, rows of D.
@@ -165,14 +190,13 @@ json GifRun::matrix(std::optional<std::size_t> against) {
   const auto points = rows_of(rows);
   const auto merges = optimally_ordered(ward_linkage(points), points);
   run_.write_text(out / "tree.newick", newick(merges, names));
-  const auto show = [&](const char* file, const std::string& title, const std::string& label,
+  const auto draw = [&](const char* file, const std::string& title, const std::string& label,
                         const std::vector<std::vector<double>>& values) {
     run_.write_text(out / file, heatmap_svg({title, label, names, values, merges}));
   };
-  show("distances.svg", "distances between models", enum_name(config_.distance),
-       rows_of(found.mean));
+  draw("distances.svg", "distances between models", enum_name(config_.distance), mean);
   if (config_.task.type == TaskType::kRelatedness)
-    show("relatedness.svg", "relatedness", "1 - distance, standardised by column",
+    draw("relatedness.svg", "relatedness", "1 - distance, standardised by column",
          column_scores(rows_of(1 - found.mean)));
   json leaves = json::array();
   for (const std::int64_t leaf : leaves_of(merges)) leaves.push_back(names[leaf]);
@@ -181,7 +205,7 @@ json GifRun::matrix(std::optional<std::size_t> against) {
 }
 
 json GifRun::relatedness() {
-  json result = matrix(std::nullopt);
+  json result = matrix();
   const std::size_t models = models_.size();
   // Rank correlations of the columns of a matrix of distances with the affinity's.
   const auto correlations = [&](const json& distances) {
@@ -204,11 +228,11 @@ json GifRun::relatedness() {
   std::vector<std::string> header{"model", "spearman"};
   std::vector<std::vector<double>> columns{correlations(result["distances"])};
   result["spearman_mean"] = mean(columns.front());
-  for (const char* name : {"output_cosine", "cka"}) {
+  for (const std::string& name : cheap_names()) {
     if (!result.contains(name)) continue;
-    header.emplace_back(name);
+    header.push_back(name);
     columns.push_back(correlations(result[name]));
-    result[std::string("spearman_mean_") + name] = mean(columns.back());
+    result["spearman_mean_" + name] = mean(columns.back());
   }
   Table table(header);
   json per_task = json::object();
@@ -227,11 +251,11 @@ json GifRun::relatedness() {
 json GifRun::select() {
   const TaskConfig& task = config_.task;
   const std::size_t victim = config_.index_of(task.victim, "task.victim");
-  const FieldDistances found = distances_of_all(victim);
+  const DistanceList list = distances_to(victim);
   const auto columns = [&](const std::vector<std::string>& names) {
     std::vector<std::vector<double>> rows(inputs_.inputs.size(0));
     for (const std::size_t m : indices(names)) {
-      const std::vector<double> d = values_of(found.per_sample[static_cast<std::int64_t>(m)]);
+      const std::vector<double> d = values_of(list.field.per_sample[static_cast<std::int64_t>(m)]);
       for (std::size_t s = 0; s < rows.size(); ++s) rows[s].push_back(d[s]);
     }
     return rows;
@@ -253,14 +277,24 @@ json GifRun::select() {
                           {"models", models},
                           {"order", order}};
   run_.write_text(run_.settings().out / "selection.json", selection.dump(2) + "\n");
-  return {{"rule", enum_name(task.rule)}, {"order", order}};
+  json result = write_list(list);
+  result["rule"] = enum_name(task.rule);
+  result["order"] = order;
+  return result;
 }
 
 json GifRun::unlearning() {
   const TaskConfig& task = config_.task;
   const std::vector<std::size_t> reference = indices(task.reference);
-  std::map<std::string, std::vector<std::vector<at::Tensor>>> steps;  // by name, step: replicates
+  const at::Tensor every_sample = at::arange(inputs_.inputs.size(0), at::kLong);
+  // A checkpoint of one sequence, from the reference's.
+  struct Point {
+    at::Tensor per_sample;  // (S)
+    CheapDistances cheap;
+  };
+  std::map<std::string, std::vector<std::vector<Point>>> steps;  // by name, step: replicates
   std::vector<std::string> order;
+  std::vector<at::Tensor> rows;  // of per_sample.npy
   for (const ModelGroup& sequence : task.sequences) {
     auto& points = steps[sequence.name];
     if (points.empty()) order.push_back(sequence.name);
@@ -268,27 +302,35 @@ json GifRun::unlearning() {
     if (points.size() < models.size()) points.resize(models.size());
     for (std::size_t t = 0; t < models.size(); ++t) {
       const std::size_t from = reference.size() == 1 ? reference.front() : reference[t];
-      points[t].push_back(distances({from, models[t]}, 0).per_sample[1].clone());
+      const at::Tensor gradient = gradient_distances({models[t]}, from);
+      rows.push_back(distances({from, models[t]}, 0).per_sample[1].clone());
+      points[t].push_back(
+          {rows.back(), cheap_distances(from, {models[t]}, gradient, every_sample)});
     }
   }
-  Table table({"sequence", "step", "distance", "deviation", "low", "high"});
+  std::vector<std::string> header{"sequence", "step", "distance", "deviation", "low", "high"};
+  header.insert(header.end(), cheap_names().begin(), cheap_names().end());
+  Table table(header);
   LinePlot plot{"distance to the reference", "checkpoint", enum_name(config_.distance), {}, {}, ""};
   json sequences = json::array();
   for (const std::string& name : order) {
     LineSeries line{name, {}, {}, {}, {}};
     std::vector<double> deviations;
+    std::map<std::string, std::vector<double>> cheap;
     for (std::size_t t = 0; t < steps[name].size(); ++t) {
+      const std::vector<Point>& replicates = steps[name][t];
+      std::vector<at::Tensor> parts;
+      for (const Point& point : replicates) parts.push_back(point.per_sample);
       // Over replicates where there are several, else over samples.
-      const at::Tensor samples = at::stack(steps[name][t]);
+      const at::Tensor samples = at::stack(parts);
       const at::Tensor means = mean_distance(samples, config_.distance);
       const bool replicated = samples.size(0) > 1;
       const at::Tensor spread = replicated ? means : samples[0];
       const double mean = means.mean().item<double>();
       const double deviation = spread.numel() > 1 ? spread.std().item<double>() : 0.0;
       double low = mean - deviation, high = mean + deviation;
-      if (!replicated && config_.bootstrap > 0) {
-        const auto limits = bootstrap_limits(samples[0].unsqueeze(0), config_.distance,
-                                             config_.bootstrap, run_.settings().seed);
+      if (const BootstrapLimits limits = limits_of(samples.narrow(0, 0, 1));
+          !replicated && limits.low.defined()) {
         low = limits.low[0].item<double>();
         high = limits.high[0].item<double>();
       }
@@ -297,8 +339,16 @@ json GifRun::unlearning() {
       line.low.push_back(low);
       line.high.push_back(high);
       deviations.push_back(deviation);
-      table.add_row({name, std::to_string(t), fmt::format("{}", mean), fmt::format("{}", deviation),
-                     fmt::format("{}", low), fmt::format("{}", high)});
+      std::vector<std::string> row{name, std::to_string(t)};
+      for (const double value : {mean, deviation, low, high})
+        row.push_back(fmt::format("{}", value));
+      for (const std::string& other : cheap_names()) {
+        double sum = 0;
+        for (const Point& point : replicates) sum += point.cheap.at(other).front();
+        cheap[other].push_back(sum / static_cast<double>(replicates.size()));
+        row.push_back(std::isnan(sum) ? "" : fmt::format("{}", cheap[other].back()));
+      }
+      table.add_row(row);
     }
     sequences.push_back({{"name", name},
                          {"replicates", steps[name].front().size()},
@@ -306,10 +356,12 @@ json GifRun::unlearning() {
                          {"deviation", deviations},
                          {"low", line.low},
                          {"high", line.high}});
+    for (const auto& [other, values] : cheap) sequences.back()[other] = values;
     plot.series.push_back(std::move(line));
   }
   run_.write_text(run_.settings().out / "curves.csv", table.csv());
   run_.write_text(run_.settings().out / "curves.svg", line_plot_svg({plot}));
+  run_.write_text(run_.settings().out / "per_sample.npy", npy(at::stack(rows)));
   run_.show(table.markdown());
   return {{"sequences", sequences}};
 }

@@ -80,12 +80,11 @@ class GradientField {
   void check(const FieldInputs& inputs);
 
   /// Hands the field of samples [begin, S) to `take`, some samples at a time, in order. Memory: one
-  /// batch, and the field of one chunk (a batch's points, at least one sample). Polls stop requests
-  /// between batches.
-  /// Throws Error naming the model, kInput: outputs of another rank than the target needs, a class
-  /// out of range (naming the sample), outputs that do not depend on the inputs differentiably;
-  /// kNumeric: gradients that are not finite (naming the sample), memory that does not suffice for
-  /// a single point.
+  /// batch, and the field of one chunk (some batches' points, at least one sample). Polls stop
+  /// requests between batches. Throws Error naming the model, kInput: outputs of another rank than
+  /// the target needs, a class out of range (naming the sample), outputs that do not depend on the
+  /// inputs differentiably; kNumeric: gradients that are not finite (naming the sample), memory
+  /// that does not suffice for a single point.
   void compute(const FieldInputs& inputs, std::int64_t begin,
                const std::function<void(FieldChunk)>& take);
   /// The whole field in memory.
@@ -95,6 +94,9 @@ class GradientField {
   at::Tensor outputs(const at::Tensor& inputs);
 
   std::int64_t batch_points() const { return batch_; }
+  /// Calls `action(first, count)` over [0, total) in batches, halving them when memory runs out.
+  void in_batches(std::int64_t total,
+                  const std::function<void(std::int64_t, std::int64_t)>& action);
 
  private:
   struct Mask;
@@ -106,9 +108,9 @@ class GradientField {
   FieldChunk chunk(const FieldInputs& inputs, std::int64_t begin, std::int64_t count);
   /// Refuses classes (S) that are no outputs; `first`: what the first sample is called.
   void check_classes(const at::Tensor& classes, std::int64_t outputs, std::int64_t first) const;
-  /// Calls `action(first, count)` over [0, total) in batches, halving them when memory runs out.
-  void in_batches(std::int64_t total,
-                  const std::function<void(std::int64_t, std::int64_t)>& action);
+  /// Whether `action`, a batch of so many points, finds memory enough; throws Error{kNumeric} where
+  /// fewer cannot be tried.
+  bool fits(std::int64_t points, std::int64_t least, const std::function<void()>& action) const;
 
   ScriptModel& model_;
   FieldOptions options_;

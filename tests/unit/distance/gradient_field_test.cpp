@@ -156,6 +156,15 @@ TEST_CASE("the batch is halved until memory suffices", "[distance]") {
   const FieldInputs inputs = some_inputs(3);
   CHECK(field.compute(inputs).field.size(0) == 3);
   CHECK(field.batch_points() <= 6);
+  // Looking at a network needs no more memory than its field; one that must be run with as many
+  // points as it was told is not run with more.
+  ScriptModel small = network(
+      "assert x.size(0) <= 4, 'out of memory'\n"
+      "return torch.matmul(torch.tanh(x).flatten(1), self.w.t())");
+  GradientField(small, options).check(inputs);
+  GradientField(small, options, 4).check(inputs);
+  expect_error(ErrorKind::kNumeric, {"net", "6 points", "batch_size"},
+               [&] { GradientField(small, options, 6).check(inputs); });
   expect_error(ErrorKind::kNumeric, {"net", "10 points", "batch_size"},
                [&] { GradientField(model, options, 10).compute(some_inputs(1)); });
 }
@@ -179,6 +188,8 @@ TEST_CASE("networks without a field are refused by name", "[distance]") {
   refused(ErrorKind::kInput, {"net", "(B, K)", "prediction"}, network("return x"));
   refused(ErrorKind::kInput, {"net", "depends on the rest of the batch"},
           network("return torch.matmul((x - x.mean(0)).flatten(1), self.w.t())"));
+  refused(ErrorKind::kInput, {"net", "depends on the rest of the batch"},
+          network("return torch.matmul((x - x.mean(0)).flatten(1), self.w.t()) * 1e-9"));
   refused(ErrorKind::kInput, {"net", "depends on the rest of the batch"},
           network("return torch.matmul(torch.dropout(x, 0.5, True).flatten(1), "
                   "self.w.t())"));
