@@ -43,6 +43,8 @@ DEMANDED = {
     "tune-last": 0.95, "tune-all": 0.95, "prune": 0.95, "soft-same": 0.8, "soft-other, same architecture": 0.8,
     "unrelated - approximate": 0.02, "retrained - approximate": 0.1, "retrained - without": 0.25,
     "field": -0.6}
+CHEAPER = {"gradient x input": "gradient_input", "mistakes (AKH)": "victim_mistakes",
+           "output cosine": "output_cosine", "CKA": "cka"}
 COPIES = 3  # of every image, each with labels drawn anew
 
 
@@ -121,8 +123,7 @@ def ownership(networks: Networks) -> dict:
         found[f"{name}, 8 samples"] = group["curve"]["auc"][0]
         if group["auc_same_architecture"] is not None:
             found[f"{name}, same architecture"] = group["auc_same_architecture"]
-        for title, key in {"gradient x input": "gradient_input", "mistakes (AKH)": "victim_mistakes",
-                           "CKA": "cka"}.items():
+        for title, key in CHEAPER.items():
             if group[f"auc_{key}"] is not None:
                 found[f"{name}, {title}"] = group[f"auc_{key}"]
     return found
@@ -147,6 +148,10 @@ def unlearning(networks: Networks) -> dict:
         "type": "unlearning", "reference": ["reference"],
         "sequences": [{"name": kind, "models": [kind]} for kind in kinds]})
     found = {sequence["name"]: sequence["distance"][0] for sequence in summary["sequences"]}
+    for sequence in summary["sequences"]:
+        for title, key in CHEAPER.items():
+            if sequence[key][0] is not None:
+                found[f"{sequence['name']}, {title}"] = sequence[key][0]
     for far, near in (("unrelated", "approximate"), ("retrained", "unrelated"), ("retrained", "approximate"),
                       ("retrained", "without")):
         found[f"{far} - {near}"] = found[far] - found[near]
@@ -162,8 +167,11 @@ def relatedness(networks: Networks) -> dict:
     affinity = [[len(set(a) & set(b)) for b in tasks] for a in tasks]
     summary = networks.judge("relatedness", names, {"split": "test", "limit": 128},
                              {"type": "relatedness", "affinity": affinity}, target="prediction")
-    return {"field": summary["spearman_mean"], "output cosine": summary["spearman_mean_output_cosine"],
-            "CKA": summary["spearman_mean_cka"]}
+    found = {"field": summary["spearman_mean"]}
+    for title, key in CHEAPER.items():
+        if summary.get(f"spearman_mean_{key}") is not None:
+            found[title] = summary[f"spearman_mean_{key}"]
+    return found
 
 
 STUDIES = {"ownership": ownership, "unlearning": unlearning, "relatedness": relatedness}
