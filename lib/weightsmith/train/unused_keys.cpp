@@ -96,6 +96,40 @@ void add_unused(const Section& section, const std::string& name, std::vector<std
           name, key, enum_name(section.type), any_of(types)));
 }
 
+/// SWA anneals to a rate of its own: without one there is nothing to get to.
+bool lacks_annealed_rate(const MethodConfig& method) {
+  return method.type == MethodConfig::Type::kSwa && !method.lr;
+}
+
+std::string without_annealed_rate(const std::string& section) {
+  return fmt::format(
+      "{0}.anneal_epochs has no effect without {0}.lr: it is over how many epochs swa gets to that "
+      "rate (set {0}.lr, or remove it)",
+      section);
+}
+
+void add_unused_annealing(const TrainConfig& config, std::vector<std::string>& all) {
+  const bool is_said = says_something(config.method, "anneal_epochs");
+  if (config.compare.empty()) {
+    if (is_said && lacks_annealed_rate(config.method))
+      all.push_back(without_annealed_rate("method"));
+    return;
+  }
+  bool swa_lacks_rate = false;
+  bool swa_has_rate = false;
+  for (std::size_t i = 0; i < config.compare.size(); ++i) {
+    const MethodConfig method = config.compared_method(i);
+    if (!lacks_annealed_rate(method)) {
+      swa_has_rate |= method.type == MethodConfig::Type::kSwa;
+      continue;
+    }
+    const nlohmann::json own = config.compare[i].overrides.value("anneal_epochs", nlohmann::json());
+    if (!own.is_null()) all.push_back(without_annealed_rate(fmt::format("compare[{}]", i)));
+    swa_lacks_rate |= own.is_null();
+  }
+  if (is_said && swa_lacks_rate && !swa_has_rate) all.push_back(without_annealed_rate("method"));
+}
+
 void add_unused_of_comparison(const TrainConfig& config, std::vector<std::string>& all) {
   std::vector<MethodConfig::Type> compared;
   for (std::size_t i = 0; i < config.compare.size(); ++i)
@@ -127,6 +161,7 @@ std::vector<std::string> unused_key_warnings(const TrainConfig& config) {
   } else {
     add_unused_of_comparison(config, all);
   }
+  add_unused_annealing(config, all);
   add_unused(config.optimizer, "optimizer", all);
   add_unused(config.schedule, "schedule", all);
   return all;

@@ -103,6 +103,36 @@ TEST_CASE("what a comparison uses of the method is not warned of", "[train]") {
                         [&] { unused_key_warnings(config_of(json)); });
 }
 
+TEST_CASE("epochs of annealing without a rate to anneal to are warned of", "[train]") {
+  nlohmann::json swa = {{"type", "swa"}, {"anneal_epochs", 4}};
+  const auto warnings = unused_key_warnings(config_of({{"method", swa}}));
+  REQUIRE(warnings.size() == 1);
+  CHECK(warnings[0] ==
+        "method.anneal_epochs has no effect without method.lr: it is over how many epochs swa gets "
+        "to that rate (set method.lr, or remove it)");
+  swa["lr"] = 0.01;
+  CHECK(unused({{"method", swa}}) == Keys{});
+  swa["lr"] = nullptr;
+  CHECK(unused({{"method", swa}}) == Keys{"method.anneal_epochs"});
+  CHECK(unused({{"method", {{"type", "swa"}}}}) == Keys{});
+
+  // Of another type: told of once, as a key of swa.
+  CHECK(unused({{"method", {{"type", "ema"}, {"anneal_epochs", 4}}}}) ==
+        Keys{"method.anneal_epochs"});
+
+  const nlohmann::json fast = {{"type", "swa"}, {"lr", 0.01}, {"name", "fast"}};
+  nlohmann::json json = {{"method", {{"anneal_epochs", 4}}}, {"compare", {"sgd", "swa"}}};
+  CHECK(unused(json) == Keys{"method.anneal_epochs"});
+  json["compare"] = {"sgd", "swa", fast};
+  CHECK(unused(json) == Keys{});
+  json["method"]["lr"] = 0.02;
+  json["compare"] = {"sgd", "swa"};
+  CHECK(unused(json) == Keys{});
+  json.erase("method");
+  json["compare"] = {fast, {{"type", "swa"}, {"anneal_epochs", 2}}};
+  CHECK(unused(json) == Keys{"compare[1].anneal_epochs"});
+}
+
 TEST_CASE("a configuration that spells out everything is not warned of defaults", "[train]") {
   testing::TemporaryFolder folder;
   TrainConfig config = testing::tiny_training(folder / "out");
