@@ -1,7 +1,6 @@
 #include "weightsmith/merge/landscape.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include <utility>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/threads.h"
 
 namespace weightsmith {
 
@@ -99,7 +99,7 @@ void score_networks(const ScriptModel& pattern, std::int64_t count, int threads,
 
   const auto work = [&] {
     try {
-      at::set_num_threads(1);
+      keep_to_one_thread();
       std::optional<ScriptModel> copy;
       {
         const std::lock_guard lock(mutex);
@@ -123,7 +123,6 @@ void score_networks(const ScriptModel& pattern, std::int64_t count, int threads,
     changed.notify_one();
   };
 
-  const int threads_before = at::get_num_threads();
   std::vector<std::thread> workers;
   for (std::int64_t t = working; t > 0; --t) workers.emplace_back(work);
   try {
@@ -143,8 +142,6 @@ void score_networks(const ScriptModel& pattern, std::int64_t count, int threads,
     next = count;
   }
   for (std::thread& worker : workers) worker.join();
-  // The number is kept a thread, but LibTorch remembers the last one set for threads to come.
-  at::set_num_threads(threads_before);
   if (error) std::rethrow_exception(error);
 }
 

@@ -1,16 +1,20 @@
 #include "weightsmith/merge/landscape.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <limits>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "support/expect_error.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/threads.h"
 #include "weightsmith/model/builtin.h"
 
 namespace weightsmith {
@@ -83,8 +87,11 @@ TEST_CASE("every network is scored once, in a copy of its own, on any number of 
   const ScriptModel pattern(build_builtin("mlp", {{"hidden", {4}}}, 1), "pattern");
   const TensorMap before = pattern.state_dict();
   const at::Tensor untouched = before.at("fc1.bias").detach().clone();
+  const int threads_before = at::get_num_threads();
+  set_thread_count(2);
   for (const int threads : {1, 3, 20}) {
     std::vector<double> found(10, -1);
+    std::atomic<int> alone{0};
     score_networks(
         pattern, 10, threads,
         [&](std::int64_t k) {
@@ -92,14 +99,21 @@ TEST_CASE("every network is scored once, in a copy of its own, on any number of 
           changed["fc1.bias"] = at::full({4}, static_cast<double>(k));
           return changed;
         },
-        [](std::int64_t, ScriptModel& network) {
+        [&](std::int64_t, ScriptModel& network) {
+          if (at::get_num_threads() == 1) ++alone;
           Evaluation e;
           e.loss = network.state_dict().at("fc1.bias").mean().item<double>();
           return std::vector<Evaluation>{e};
         },
         [&](std::int64_t k, const std::vector<Evaluation>& scores) { found[k] = scores[0].loss; });
     for (int k = 0; k < 10; ++k) CHECK(found[k] == k);
+    CHECK(alone == 10);
+    CHECK(at::get_num_threads() == 2);
+    int later = 0;
+    std::thread([&later] { later = at::get_num_threads(); }).join();
+    CHECK(later == 2);
   }
+  set_thread_count(threads_before);
   CHECK(at::equal(before.at("fc1.bias"), untouched));
 }
 
