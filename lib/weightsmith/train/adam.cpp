@@ -1,12 +1,8 @@
 #include "weightsmith/train/adam.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 
 #include <cmath>
-
-#include "weightsmith/core/error.h"
-#include "weightsmith/train/parameter_arena.h"
 
 namespace weightsmith {
 namespace {
@@ -50,25 +46,6 @@ void adam_values(const AdamCoefficients c, std::int64_t size, const float* __res
 void adam_update(const AdamOptions& options, double lr, std::int64_t t, std::int64_t size,
                  const float* gradient, float* values, float* momenta, float* squares) {
   adam_values({options, lr, t}, size, gradient, values, momenta, squares);
-}
-
-void adam_step(const AdamOptions& options, double lr, std::int64_t t, const at::Tensor& gradient,
-               at::Tensor& values, at::Tensor& momenta, at::Tensor& squares) {
-  const at::NoGradGuard no_grad;
-  const at::Tensor g = gradient.reshape({-1});
-  WS_CHECK(t >= 1 && g.numel() == values.numel() && g.scalar_type() == at::kFloat);
-  if (!values.is_cpu()) {
-    adam_step_by_operators(options, lr, t, g, values, momenta, squares);
-    return;
-  }
-  const at::Tensor flat = g.contiguous();
-  const float* from = flat.data_ptr<float>();
-  float* to = values.data_ptr<float>();
-  float* m = momenta.data_ptr<float>();
-  float* v = squares.data_ptr<float>();
-  at::parallel_for(0, values.numel(), kArenaGrain, [&](std::int64_t begin, std::int64_t end) {
-    adam_update(options, lr, t, end - begin, from + begin, to + begin, m + begin, v + begin);
-  });
 }
 
 void adam_step_by_operators(const AdamOptions& options, double lr, std::int64_t t,

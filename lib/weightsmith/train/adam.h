@@ -22,17 +22,13 @@ struct AdamOptions {
 ///     θ ← θ − lr·λ·θ                               (AdamW)
 ///     m ← β₁·m + (1 − β₁)·g,   v ← β₂·v + (1 − β₂)·g²
 ///     θ ← θ − lr · m̂ / (√v̂ + ε),   m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)
-/// `values`, `momenta` (m) and `squares` (v) are flat float32 tensors of equal size, changed in
-/// place; `gradient` has as many values, of any shape and strides; all on one device. O(size); on
-/// the CPU one pass over memory, elsewhere adam_step_by_operators.
-void adam_step(const AdamOptions& options, double lr, std::int64_t t, const at::Tensor& gradient,
-               at::Tensor& values, at::Tensor& momenta, at::Tensor& squares);
-
-/// The same for `size` values in the memory of the CPU, on the calling thread.
+/// for `size` values in the memory of the CPU, on the calling thread, in one pass; values, momenta
+/// (m) and squares (v) are changed in place.
 void adam_update(const AdamOptions& options, double lr, std::int64_t t, std::int64_t size,
                  const float* gradient, float* values, float* momenta, float* squares);
 
-/// The same by tensor operations, for any device.
+/// The same by tensor operations, for any device: `values`, `momenta` and `squares` are flat
+/// float32 tensors of equal size, `gradient` has as many values, of any shape and strides.
 void adam_step_by_operators(const AdamOptions& options, double lr, std::int64_t t,
                             const at::Tensor& gradient, at::Tensor& values, at::Tensor& momenta,
                             at::Tensor& squares);

@@ -11,7 +11,7 @@
 namespace weightsmith {
 namespace {
 
-/// The stretches of values and momenta that belong to one parameter.
+/// On a GPU: the stretches of values and momenta that belong to one parameter.
 struct ParameterStep {
   double lr;
   std::int64_t count;  // of this step, from 1
@@ -19,10 +19,10 @@ struct ParameterStep {
   at::Tensor values, momenta, squares;
 
   void operator()(const SgdOptions& options) {
-    sgd_step(options, lr, count == 1, gradient, values, momenta);
+    sgd_step_by_operators(options, lr, count == 1, gradient, values, momenta);
   }
   void operator()(const AdamOptions& options) {
-    adam_step(options, lr, count, gradient, values, momenta, squares);
+    adam_step_by_operators(options, lr, count, gradient, values, momenta, squares);
   }
 };
 
@@ -76,6 +76,7 @@ void BaseOptimizer::step(std::int64_t head, double lr) {
     at::Tensor& gradient = arena_.parameters()[i].mutable_grad();
     if (!gradient.defined()) continue;
     const auto& segment = arena_.segments()[i];
+    WS_CHECK(gradient.numel() == segment.numel && gradient.scalar_type() == at::kFloat);
     const auto own = [&](const at::Tensor& flat) {
       return flat.narrow(0, segment.offset, segment.numel);
     };

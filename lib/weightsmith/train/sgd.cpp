@@ -1,10 +1,6 @@
 #include "weightsmith/train/sgd.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
-
-#include "weightsmith/core/error.h"
-#include "weightsmith/train/parameter_arena.h"
 
 namespace weightsmith {
 namespace {
@@ -44,25 +40,6 @@ void sgd_update(const SgdOptions& options, double lr, bool first, std::int64_t s
     (options.nesterov ? sgd_values<true, false, true>
                       : sgd_values<true, false, false>)(c, size, gradient, values, momenta);
   }
-}
-
-void sgd_step(const SgdOptions& options, double lr, bool first, const at::Tensor& gradient,
-              at::Tensor& values, at::Tensor& momenta) {
-  const at::NoGradGuard no_grad;
-  const at::Tensor g = gradient.reshape({-1});
-  WS_CHECK(g.numel() == values.numel() && g.scalar_type() == at::kFloat);
-  if (!values.is_cpu()) {
-    sgd_step_by_operators(options, lr, first, g, values, momenta);
-    return;
-  }
-  const at::Tensor flat = g.contiguous();
-  const float* from = flat.data_ptr<float>();
-  float* to = values.data_ptr<float>();
-  float* m = options.momentum == 0 ? nullptr : momenta.data_ptr<float>();
-  at::parallel_for(0, values.numel(), kArenaGrain, [&](std::int64_t begin, std::int64_t end) {
-    sgd_update(options, lr, first, end - begin, from + begin, to + begin,
-               m == nullptr ? nullptr : m + begin);
-  });
 }
 
 void sgd_step_by_operators(const SgdOptions& options, double lr, bool first,

@@ -20,18 +20,14 @@ struct SgdOptions {
 ///     m ← g at the first step, else µ·m + (1 − τ)·g       (only where µ ≠ 0)
 ///     g ← g + µ·m with Nesterov's momentum, else m        (only where µ ≠ 0)
 ///     θ ← θ − lr·g
-/// `values` and `momenta` are flat float32 tensors of equal size, changed in place; `gradient` has
-/// as many values, of any shape and strides; all on one device. `momenta` may be undefined when µ
-/// is 0. O(size); on the CPU one pass over memory, elsewhere sgd_step_by_operators.
-void sgd_step(const SgdOptions& options, double lr, bool first, const at::Tensor& gradient,
-              at::Tensor& values, at::Tensor& momenta);
-
-/// The same for `size` values in the memory of the CPU, on the calling thread; `momenta` may be
-/// null when µ is 0.
+/// for `size` values in the memory of the CPU, on the calling thread, in one pass; values and
+/// momenta are changed in place. `momenta` may be null when µ is 0.
 void sgd_update(const SgdOptions& options, double lr, bool first, std::int64_t size,
                 const float* gradient, float* values, float* momenta);
 
-/// The same by tensor operations, for any device.
+/// The same by tensor operations, for any device: `values` and `momenta` are flat float32 tensors
+/// of equal size (momenta may be undefined when µ is 0), `gradient` has as many values, of any
+/// shape and strides.
 void sgd_step_by_operators(const SgdOptions& options, double lr, bool first,
                            const at::Tensor& gradient, at::Tensor& values, at::Tensor& momenta);
 

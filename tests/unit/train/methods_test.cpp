@@ -88,7 +88,8 @@ TEST_CASE("Adam and AdamW agree with their slow twins and with tensor operations
       for (int t = 1; t <= 6; ++t) {
         const double lr = t < 4 ? 0.1 : 0.02;
         const at::Tensor gradient = at::randn({37});
-        adam_step(o, lr, t, gradient, values, m, v);
+        adam_update(o, lr, t, 37, gradient.data_ptr<float>(), values.data_ptr<float>(),
+                    m.data_ptr<float>(), v.data_ptr<float>());
         adam_step_by_operators(o, lr, t, gradient, other_values, other_m, other_v);
         for (int i = 0; i < 37; ++i) {
           double g = gradient[i].item<double>();

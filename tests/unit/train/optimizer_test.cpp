@@ -49,6 +49,14 @@ TensorMap parameters_of(const std::vector<std::vector<std::int64_t>>& shapes) {
   return parameters;
 }
 
+/// The pass over memory, for tensors.
+void sgd_step(const SgdOptions& options, double lr, bool first, const at::Tensor& gradient,
+              at::Tensor& values, at::Tensor& momenta) {
+  const at::Tensor flat = gradient.flatten();
+  sgd_update(options, lr, first, values.numel(), flat.data_ptr<float>(), values.data_ptr<float>(),
+             momenta.data_ptr<float>());
+}
+
 TEST_CASE("an SGD step agrees with its slow twin and with tensor operations", "[train]") {
   at::manual_seed(3);
   for (const SgdOptions& options : all_options()) {
@@ -73,11 +81,19 @@ TEST_CASE("an SGD step agrees with its slow twin and with tensor operations", "[
 }
 
 TEST_CASE("a gradient may have any strides", "[train]") {
+  const at::Tensor gradient = at::arange(6, at::kFloat).view({3, 2}).t();  // (2, 3)
+  const at::Tensor expected = -at::tensor({0.F, 2.F, 4.F, 1.F, 3.F, 5.F});
   at::Tensor values = at::zeros({6});
   at::Tensor momenta;
-  const at::Tensor gradient = at::arange(6, at::kFloat).view({3, 2}).t();  // (2, 3)
-  sgd_step({}, 1.0, true, gradient, values, momenta);
-  CHECK(values.equal(-at::tensor({0.F, 2.F, 4.F, 1.F, 3.F, 5.F})));
+  sgd_step_by_operators({}, 1.0, true, gradient, values, momenta);
+  CHECK(values.equal(expected));
+
+  TensorMap parameters{{"p", at::zeros({2, 3}).requires_grad_(true)}};
+  ParameterArena arena(parameters, 1, "net");
+  BaseOptimizer optimizer(arena, SgdOptions{});
+  parameters.at("p").mutable_grad() = gradient;
+  optimizer.step(0, 1.0);
+  CHECK(parameters.at("p").detach().flatten().equal(expected));
 }
 
 TEST_CASE("an arena shows heads without copying and averages them", "[train]") {
