@@ -11,9 +11,12 @@ std::string python() {
   return chosen != nullptr ? chosen : "/usr/bin/python3";
 }
 
+bool python_has(const std::string& module) {
+  return std::system((python() + " -c 'import " + module + "' > /dev/null 2>&1").c_str()) == 0;
+}
+
 bool python_has_torch() {
-  static const bool has =
-      std::system((python() + " -c 'import torch' > /dev/null 2>&1").c_str()) == 0;
+  static const bool has = python_has("torch");
   return has;
 }
 

@@ -9,7 +9,8 @@ namespace weightsmith::testing {
 /// the system's python3.
 std::string python();
 
-/// True when it can import torch; tests that need it are skipped with a message otherwise.
+/// True when it can import a module; tests that need it are skipped with a message otherwise.
+bool python_has(const std::string& module);
 bool python_has_torch();
 
 /// Runs a script in `folder`; true when it ends with 0. What it says goes to `folder`/python.log.
