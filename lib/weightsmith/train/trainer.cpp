@@ -240,10 +240,7 @@ class Run {
     const std::filesystem::path& path = found->first;
     Checkpoint& saved = found->second;
     check_same_config(saved.config, state_.config, path);
-    method_->load_state(saved.optimizer, saved.steps, path.string());
-    norms_.load_state(saved.buffers, path.string());
-    norms_.show(method_->head());
-    if (loss_scale_) loss_scale_->load_state(saved.loss_scale);
+    step_.load_state(saved, path.string());
     state_ = std::move(saved);
     result_.resumed_from = state_.position;
   }
@@ -259,10 +256,7 @@ class Run {
 
   std::filesystem::path save_checkpoint() {
     check_finite();
-    state_.steps = method_->steps();
-    state_.optimizer = method_->state();
-    state_.buffers = norms_.state();
-    if (loss_scale_) state_.loss_scale = loss_scale_->state();
+    step_.save_state(state_);
     return write_checkpoint(config_.out, state_, config_.checkpoint.keep);
   }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
@@ -91,6 +92,26 @@ at::Tensor TrainingStep::loss(const at::Tensor& inputs, const at::Tensor& labels
   return parts_.distillation != nullptr
              ? parts_.distillation->loss(objective, outputs, inputs, loss)
              : loss;
+}
+
+void TrainingStep::save_state(Checkpoint& checkpoint) const {
+  checkpoint.steps = parts_.method.steps();
+  checkpoint.optimizer = parts_.method.state();
+  checkpoint.buffers = parts_.norms.state();
+  if (parts_.loss_scale != nullptr) checkpoint.loss_scale = parts_.loss_scale->state();
+}
+
+void TrainingStep::load_state(const Checkpoint& checkpoint, const std::string& where) {
+  parts_.method.load_state(checkpoint.optimizer, checkpoint.steps, where);
+  parts_.norms.load_state(checkpoint.buffers, where);
+  parts_.norms.show(parts_.method.head());
+  if (parts_.loss_scale == nullptr) return;
+  try {
+    parts_.loss_scale->load_state(checkpoint.loss_scale);
+  } catch (const nlohmann::json::exception& e) {
+    throw Error(ErrorKind::kInput, where, fmt::format("no loss scale to go on with: {}", e.what()),
+                "remove it to resume from the one before");
+  }
 }
 
 }  // namespace weightsmith

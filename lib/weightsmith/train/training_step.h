@@ -10,6 +10,7 @@
 #include "weightsmith/eval/objective.h"
 #include "weightsmith/model/precision.h"
 #include "weightsmith/model/script_model.h"
+#include "weightsmith/train/checkpoint.h"
 #include "weightsmith/train/distillation.h"
 #include "weightsmith/train/loss_scale.h"
 #include "weightsmith/train/norm_statistics.h"
@@ -49,6 +50,12 @@ class TrainingStep {
 
   /// The differentiable loss of some samples, by the labels and `mixing`, and by the teacher.
   at::Tensor loss(const at::Tensor& inputs, const at::Tensor& labels, const Mixing& mixing);
+
+  /// Writes down what later steps depend on: `steps`, `optimizer`, `buffers` and `loss_scale`.
+  void save_state(Checkpoint& checkpoint) const;
+  /// Goes on from there. Throws Error{kInput} naming `where`, the file, when something does not fit
+  /// or is missing.
+  void load_state(const Checkpoint& checkpoint, const std::string& where);
 
  private:
   double backward(const Batch& batch, std::size_t view, const std::function<std::string()>& here);

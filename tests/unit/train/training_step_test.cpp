@@ -2,12 +2,17 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <tuple>
 
+#include "support/expect_error.h"
+#include "support/temporary_folder.h"
 #include "unit/train/tiny_training.h"
+#include "weightsmith/train/checkpoint.h"
 #include "weightsmith/train/methods.h"
 
 namespace weightsmith {
@@ -41,6 +46,7 @@ class FewSteps {
     return step_->run(batch, 0, 0.05, [] { return std::string("here"); });
   }
 
+  TrainingStep& step() { return *step_; }
   LossScale& scale() { return scale_; }
   ParameterArena& arena() { return arena_; }
   TrainingMethod& method() { return *method_; }
@@ -104,6 +110,98 @@ TEST_CASE("a step whose gradients overflow is skipped but counted", "[train]") {
   CHECK_FALSE(steps.arena().head(0).equal(steps.arena().head(1)));
   steps.run(4);
   CHECK(steps.arena().head(0).equal(steps.arena().head(1)));
+}
+
+/// A run whose loss scale starts where floats end: gradients overflow above some 2^128.
+struct ScaleAtFirst {
+  double value;
+  std::int64_t good_steps;
+};
+
+class ScaledRun {
+ public:
+  static constexpr std::int64_t kSteps = 20;
+
+  ScaledRun(NormMode norms, const ScaleAtFirst& scale) : steps_(method_of(norms), true) {
+    steps_.scale().load_state({{"value", scale.value}, {"good_steps", scale.good_steps}});
+  }
+
+  void run_to(std::int64_t end) {
+    for (std::int64_t s = steps_.method().steps(); s < end; ++s) {
+      const double before = steps_.scale().value();
+      losses.push_back(steps_.run(static_cast<std::uint64_t>(s)));
+      if (steps_.scale().value() < before) ++backoffs;
+      if (steps_.scale().value() > before) ++growths;
+    }
+  }
+  void save(Checkpoint& checkpoint) { steps_.step().save_state(checkpoint); }
+  void load(const Checkpoint& checkpoint) { steps_.step().load_state(checkpoint, "checkpoint"); }
+  Checkpoint state() {
+    Checkpoint checkpoint;
+    save(checkpoint);
+    return checkpoint;
+  }
+
+  std::vector<double> losses;
+  int backoffs = 0;
+  int growths = 0;
+
+ private:
+  static MethodConfig method_of(NormMode norms) {
+    MethodConfig method = lookaround();
+    method.batch_norm = norms;
+    return method;
+  }
+
+  FewSteps steps_;
+};
+
+bool same(const TensorMap& a, const TensorMap& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
+    return x.first == y.first && x.second.equal(y.second);
+  });
+}
+
+TEST_CASE("a loss scale that backs off goes on from a checkpoint to the same bits", "[train]") {
+  const testing::TemporaryFolder folder;
+  // One backs off again and again, the other grows too far and comes back.
+  const ScaleAtFirst high{0x1p134, 0};
+  const ScaleAtFirst growing{0x1p128, LossScale::kGrowthInterval - 9};
+  for (const auto& [norms, scale, backoffs, growths] : {std::tuple{NormMode::kShared, high, 4, 0},
+                                                        {NormMode::kShared, growing, 1, 1},
+                                                        {NormMode::kPerHead, growing, 1, 1}}) {
+    ScaledRun whole(norms, scale);
+    whole.run_to(ScaledRun::kSteps);
+    REQUIRE(whole.backoffs >= backoffs);
+    REQUIRE(whole.growths == growths);
+    const Checkpoint expected = whole.state();
+    for (std::int64_t at = 1; at < ScaledRun::kSteps; ++at) {
+      INFO("stopped after step " << at);
+      ScaledRun first(norms, scale);
+      first.run_to(at);
+      Checkpoint checkpoint;
+      checkpoint.position = {0, at};
+      first.save(checkpoint);
+      const auto path = write_checkpoint(folder.path(), checkpoint, 1);
+      ScaledRun second(norms, {LossScale::kFirst, 0});
+      second.load(read_checkpoint(path));
+      second.run_to(ScaledRun::kSteps);
+      first.losses.insert(first.losses.end(), second.losses.begin(), second.losses.end());
+      CHECK(first.losses == whole.losses);
+      CHECK(first.backoffs + second.backoffs == whole.backoffs);
+      CHECK(first.growths + second.growths == whole.growths);
+      const Checkpoint ended = second.state();
+      CHECK(ended.steps == expected.steps);
+      CHECK(ended.loss_scale == expected.loss_scale);
+      CHECK(same(ended.optimizer, expected.optimizer));
+      CHECK(same(ended.buffers, expected.buffers));
+      remove_checkpoints(folder.path());
+    }
+    Checkpoint without = expected;
+    without.loss_scale = nullptr;
+    testing::expect_error(ErrorKind::kInput, {"checkpoint", "loss scale"},
+                          [&] { whole.load(without); });
+  }
 }
 
 }  // namespace
