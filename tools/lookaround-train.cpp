@@ -56,9 +56,9 @@ nlohmann::json train_network(const TrainConfig& config, Run& run) {
   const bool compares = !config.compare.empty();
   if (run.settings().dry_run)
     return compares ? comparison_plan(config, options) : training_plan(config, options);
-  options.on_start = [&run](const std::vector<std::filesystem::path>& inputs) {
+  options.on_start = [&run](const RunInputs& inputs) {
     if (!run.started()) run.start();
-    for (const auto& path : inputs) run.record().add_input(path);
+    run.record().add_inputs(inputs);
   };
   if (compares) return compare(config, options, run);
   const TrainResult result = train(config, options, run.progress());

@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 
 #include "support/files.h"
+#include "support/golden.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
 #include "weightsmith/core/progress.h"
@@ -122,6 +123,45 @@ TEST_CASE("run.json names every file that a training read") {
   REQUIRE(inputs.size() == 4);
   for (const char* name : {"train.json", "start.pt", "data.safetensors", "classes.safetensors"})
     CHECK(inputs.value((folder / name).string(), "") == sha256_of_file(folder / name));
+}
+
+TEST_CASE("run.json lists a folder of images in place of hashing each") {
+  const TemporaryFolder folder;
+  std::uint64_t bytes = 0;
+  for (const char* name : {"train/a", "train/b", "test/a", "test/b"}) {
+    std::filesystem::create_directories(folder / "images" / name);
+    for (const char* file : {"rgb.png", "grey.png", "palette.png"}) {
+      std::filesystem::copy_file(golden("images") / file, folder / "images" / name / file);
+      bytes += std::filesystem::file_size(golden("images") / file);
+    }
+  }
+  json config = small_training();
+  const auto part = [](const char* split) {
+    return json{{"format", "folder"}, {"path", "images"}, {"split", split}, {"resize", 8}};
+  };
+  config["data"] = {{"train", part("train")}, {"test", part("test")}};
+  config["model"] = {{"builtin", "convnet"},
+                     {"options", {{"width", 4}, {"channels", 3}, {"outputs", 2}}}};
+  const std::string file = write_config(folder / "train.json", config);
+  summary_of(lookaround_train({"--config", file, "--out", (folder / "out").string(), "--quiet"}));
+  const json run = json::parse(read_bytes(folder / "out" / "run.json"));
+  CHECK(run["inputs_sha256"].size() == 1);
+  CHECK(run["inputs_sha256"].contains(file));
+  const json& listed = run["inputs_listed"];
+  REQUIRE(listed.size() == 2);
+  CHECK(listed[0]["folder"] == (folder / "images" / "train").string());
+  CHECK(listed[1]["folder"] == (folder / "images" / "test").string());
+  CHECK(listed[0]["files"] == 6);
+  CHECK(listed[0]["bytes"].get<std::uint64_t>() * 2 == bytes);
+  CHECK(listed[0]["names_and_sizes_sha256"] == listed[1]["names_and_sizes_sha256"]);
+
+  // As docs/formats.md says to make it again.
+  const ProgramResult again = run_program(
+      "/bin/sh",
+      {"-c", "cd \"$0\" && find . -type f -printf '%P\\t%s\\n' | LC_ALL=C sort | sha256sum",
+       listed[0]["folder"]});
+  CHECK(again.exit_code == 0);
+  CHECK(again.out.substr(0, 64) == listed[0]["names_and_sizes_sha256"]);
 }
 
 TEST_CASE("run.json knows a configuration that can be read only once") {

@@ -184,8 +184,7 @@ void MergeRun::load_data() {
   const auto load = [this](const DataConfig& config) {
     Dataset data = load_dataset(config, &run_.progress());
     if (!data.skipped.empty()) run_.progress().warn(skipped_warning(data));
-    if (!run_.settings().dry_run)
-      for (const auto& path : data.files) run_.record().add_input(path);
+    if (!run_.settings().dry_run) run_.record().add_inputs(data.inputs());
     return data;
   };
   if (needs_activations()) activation_data_ = load(*config_.activations.data);

@@ -24,8 +24,7 @@ void ScoreBoard::load() {
     loaded.head = set.head;
     loaded.task = set.task.value_or(set.candidates == Candidates::kData);
     classes = std::max(classes, loaded.data.classes);
-    if (!run_.settings().dry_run)
-      for (const auto& path : loaded.data.files) run_.record().add_input(path);
+    if (!run_.settings().dry_run) run_.record().add_inputs(loaded.data.inputs());
     return loaded;
   };
   for (const EvaluationSet& set : evaluation.sets) sets_.push_back(load_set(set, set.data));

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "weightsmith/core/blas_kernels.h"
@@ -12,6 +13,11 @@
 #include "weightsmith/core/version.h"
 
 namespace weightsmith {
+
+void RunInputs::add(const RunInputs& other) {
+  files.insert(files.end(), other.files.begin(), other.files.end());
+  listings.insert(listings.end(), other.listings.begin(), other.listings.end());
+}
 
 RunRecord::RunRecord(std::string tool, std::string device, int threads, std::int64_t seed)
     : tool_(std::move(tool)),
@@ -28,6 +34,13 @@ void RunRecord::add_input(const std::filesystem::path& path) {
 
 void RunRecord::add_input(const std::filesystem::path& path, std::string sha256) {
   inputs_[path.string()] = std::move(sha256);
+}
+
+void RunRecord::add_inputs(const RunInputs& inputs) {
+  for (const auto& path : inputs.files) add_input(path);
+  for (const FileListing& listing : inputs.listings)
+    if (std::find(listings_.begin(), listings_.end(), listing) == listings_.end())
+      listings_.push_back(listing);
 }
 
 void RunRecord::add_output(const std::filesystem::path& path) { outputs_.insert(path.string()); }
@@ -69,6 +82,11 @@ nlohmann::json RunRecord::to_json() const {
       {"inputs_sha256", inputs_},
       {"outputs", outputs_},
   };
+  for (const FileListing& l : listings_)
+    json["inputs_listed"].push_back({{"folder", l.folder.string()},
+                                     {"files", l.files},
+                                     {"bytes", l.bytes},
+                                     {"names_and_sizes_sha256", l.sha256}});
   for (const auto& [key, text] : extra_) json[key] = nlohmann::json::parse(text);
   return json;
 }

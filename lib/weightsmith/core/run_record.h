@@ -10,7 +10,17 @@
 #include <utility>
 #include <vector>
 
+#include "weightsmith/core/file_listing.h"
+
 namespace weightsmith {
+
+/// What a run reads.
+struct RunInputs {
+  std::vector<std::filesystem::path> files;
+  std::vector<FileListing> listings;  ///< of folders with too many files to read each twice
+
+  void add(const RunInputs& other);
+};
 
 /// What run.json says of a run: where, when, with what, how long each phase took.
 class RunRecord {
@@ -21,7 +31,9 @@ class RunRecord {
   void add_input(const std::filesystem::path& path);
   /// The same for one whose content is known, because reading it again might give something else.
   void add_input(const std::filesystem::path& path, std::string sha256);
-  /// The files noted so, and their hashes.
+  /// Notes files as above, and listings as they are.
+  void add_inputs(const RunInputs& inputs);
+  /// The files noted so, and their hashes; without those of listings.
   const std::map<std::string, std::string>& inputs() const { return inputs_; }
   /// Notes a file that the run wrote, relative to its folder.
   void add_output(const std::filesystem::path& path);
@@ -40,6 +52,7 @@ class RunRecord {
   std::chrono::system_clock::time_point started_;
   std::chrono::steady_clock::time_point clock_;
   std::map<std::string, std::string> inputs_;
+  std::vector<FileListing> listings_;
   std::set<std::string> outputs_;
   std::vector<std::pair<std::string, double>> phases_;
   std::vector<std::pair<std::string, std::string>> extra_;  // values as JSON text

@@ -128,6 +128,7 @@ void read_folder(Dataset& dataset, const DataConfig& config, const formats::Imag
   if (!all_kept)
     dataset.on_demand = std::make_shared<const ImageFiles>(dataset.files, squaring, batch.images);
   dataset.skipped = std::move(batch.skipped);
+  dataset.listing = list_files(list.folder, dataset.files);
 }
 
 Dataset load_split(const DataConfig& config) {
@@ -209,6 +210,11 @@ at::ScalarType Dataset::dtype() const { return on_demand ? at::kByte : images.sc
 
 std::int64_t Dataset::memory_bytes() const {
   return on_demand ? on_demand->kept_bytes() : static_cast<std::int64_t>(images.nbytes());
+}
+
+RunInputs Dataset::inputs() const {
+  if (listing) return {{}, {*listing}};
+  return {files, {}};
 }
 
 Dataset load_dataset(const DataConfig& config, Progress* progress) {

@@ -5,9 +5,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "weightsmith/core/run_record.h"
 #include "weightsmith/data/data_config.h"
 #include "weightsmith/data/image_files.h"
 
@@ -25,7 +27,8 @@ struct Dataset {
   std::int64_t classes = 0;       ///< of the whole label space, whatever was selected
   std::vector<double> mean, std;  ///< of the normalisation: one a channel, one for all, or empty
   std::string where;              ///< names the set in errors
-  std::vector<std::filesystem::path> files;  ///< that it was read from
+  std::vector<std::filesystem::path> files;           ///< that it was read from
+  std::optional<FileListing> listing = std::nullopt;  ///< of `files`, where they are a folder's
   /// With `on_error` skip: errors of the images that were left out.
   std::vector<std::string> skipped = {};
 
@@ -35,6 +38,8 @@ struct Dataset {
   at::ScalarType dtype() const;
   /// What its samples take in memory.
   std::int64_t memory_bytes() const;
+  /// What it was read from, for the run record: `listing`, else `files`.
+  RunInputs inputs() const;
 };
 
 /// Reads what `config` names: the split, of it the classes, of those the first `limit` of a shuffle

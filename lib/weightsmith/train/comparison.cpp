@@ -97,9 +97,9 @@ nlohmann::json flatness_afterwards(const TrainConfig& run, const TrainOptions& o
 }
 
 /// What a run comes to, and whether it was there already.
-std::pair<nlohmann::json, bool> run_result(
-    const TrainConfig& run, const TrainOptions& options,
-    const std::function<void(const std::vector<fs::path>&)>& on_start, Progress& progress) {
+std::pair<nlohmann::json, bool> run_result(const TrainConfig& run, const TrainOptions& options,
+                                           const std::function<void(const RunInputs&)>& on_start,
+                                           Progress& progress) {
   if (std::optional<nlohmann::json> result; options.resume && (result = finished_result(run))) {
     if (lacks_flatness(run)) {
       (*result)["flatness"] = flatness_afterwards(run, options, progress);
@@ -267,7 +267,7 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
   for (const std::string& warning : unused_key_warnings(config)) progress.warn(warning);
   const std::string scored_on = config.data.test ? "test" : "validation";
   bool announced = false;
-  const auto announce = [&](const std::vector<fs::path>& inputs) {
+  const auto announce = [&](const RunInputs& inputs) {
     announced = true;
     if (options.on_start) options.on_start(inputs);
   };

@@ -106,9 +106,8 @@ class Run {
       files.insert(files.end(),
                    {config.distillation->teacher.script, config.distillation->teacher.weights});
     for (const auto& path : files)
-      if (!path.empty()) inputs_.push_back(path);
-    for (const Dataset* set : data_.all())
-      inputs_.insert(inputs_.end(), set->files.begin(), set->files.end());
+      if (!path.empty()) inputs_.files.push_back(path);
+    for (const Dataset* set : data_.all()) inputs_.add(set->inputs());
   }
 
   nlohmann::json plan() {
@@ -482,7 +481,7 @@ class Run {
   Checkpoint state_;
   std::optional<EventFile> events_;
   TrainResult result_;
-  std::vector<std::filesystem::path> inputs_;
+  RunInputs inputs_;
   Clock::time_point epoch_start_;
 };
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "weightsmith/core/run_record.h"
 #include "weightsmith/data/loader.h"
 #include "weightsmith/eval/evaluation.h"
 #include "weightsmith/train/train_config.h"
@@ -23,9 +24,9 @@ struct TrainOptions {
   bool resume = false;     ///< go on from the newest sound checkpoint in `out`, if there is any
   bool overwrite = false;  ///< else: begin anew although `out` holds checkpoints
   bool trust = false;      ///< load a script that inspection would refuse
-  /// Called with every file that was read, when nothing refuses the run any more and before
+  /// Called with everything that was read, when nothing refuses the run any more and before
   /// anything is written.
-  std::function<void(const std::vector<std::filesystem::path>& inputs)> on_start = {};
+  std::function<void(const RunInputs& inputs)> on_start = {};
 };
 
 struct TrainResult {

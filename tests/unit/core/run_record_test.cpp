@@ -47,6 +47,41 @@ TEST_CASE("a run record lists inputs with their hashes and phases with their tim
   expect_error(ErrorKind::kInput, {"absent"}, [&] { record.add_input(folder / "absent"); });
 }
 
+TEST_CASE("a listing knows files by name and size, in any order and without reading", "[core]") {
+  const TemporaryFolder folder;
+  const auto below = folder / "images";
+  std::filesystem::create_directories(below / "a b");
+  std::filesystem::create_directories(below / "a");
+  const std::vector<std::filesystem::path> files{below / "a b" / "1", below / "a" / "2",
+                                                 below / "a" / "10"};
+  for (const auto& path : files) write_text_atomically(path, path.filename().string());
+  const FileListing listing = list_files(below, files);
+  CHECK(listing.files == 3);
+  CHECK(listing.bytes == 4);
+  CHECK(listing.sha256 == sha256_of_text("a b/1\t1\na/10\t2\na/2\t1\n"));
+  CHECK(list_files(below.string() + "/", {files[2], files[0], files[1]}).sha256 == listing.sha256);
+
+  write_text_atomically(files[0], "x");  // what the documents say it does not notice
+  CHECK((list_files(below, files) == listing));
+  write_text_atomically(files[0], "xy");
+  CHECK(list_files(below, files).sha256 != listing.sha256);
+  CHECK(list_files(below, {files[1], files[2]}).sha256 != listing.sha256);
+  expect_error(ErrorKind::kInput, {"absent"}, [&] { list_files(below, {below / "absent"}); });
+
+  RunRecord record("tool", "cpu", 2, 7);
+  CHECK_FALSE(record.to_json().contains("inputs_listed"));
+  RunInputs inputs{{files[1]}, {listing}};
+  inputs.add({{files[2]}, {listing}});
+  record.add_inputs(inputs);
+  record.add_inputs(inputs);
+  const auto json = record.to_json();
+  CHECK(json["inputs_sha256"].size() == 2);
+  CHECK(json["inputs_listed"] == nlohmann::json{{{"folder", below.string()},
+                                                 {"files", 3},
+                                                 {"bytes", 4},
+                                                 {"names_and_sizes_sha256", listing.sha256}}});
+}
+
 TEST_CASE("a stop request is seen until it is withdrawn", "[core]") {
   CHECK_NOTHROW(stop_here_if_requested());
   request_stop(15);

@@ -53,6 +53,27 @@ DataConfig keeping(DataConfig config, double images) {
 
 at::Tensor all_of(const Dataset& set) { return stored_batch(set, 0, set.size()); }
 
+TEST_CASE("a folder is known by the images that were read of it", "[data]") {
+  const testing::TemporaryFolder folder;
+  DataConfig config = image_folder(folder / "images");
+  const Dataset all = load_dataset(config);
+  REQUIRE(all.listing.has_value());
+  CHECK(all.listing->folder == config.path);
+  CHECK(all.listing->files == kImages);
+  CHECK((*all.listing == list_files(config.path, all.files)));
+  CHECK(all.inputs().files.empty());
+  REQUIRE(all.inputs().listings.size() == 1);
+  CHECK((all.inputs().listings[0] == *all.listing));
+  config.limit = 4;
+  const Dataset some = load_dataset(config);
+  CHECK(some.listing->files == 4);
+  CHECK((subset(some, {2, 1}).listing == some.listing));  // what was read stays the same
+
+  const Dataset digits = load_dataset(DataConfig{});
+  CHECK_FALSE(digits.listing.has_value());
+  CHECK(digits.inputs().files == digits.files);
+}
+
 TEST_CASE("what is kept decoded of a folder changes nothing that is read", "[data]") {
   const testing::TemporaryFolder folder;
   DataConfig config = image_folder(folder.path());

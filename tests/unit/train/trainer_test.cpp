@@ -239,7 +239,7 @@ TEST_CASE("a student learns from its teacher alone, whatever the labels", "[trai
     config.distillation->type = type;
     std::vector<std::filesystem::path> inputs;
     TrainOptions options;
-    options.on_start = [&](const auto& read) { inputs = read; };
+    options.on_start = [&](const auto& read) { inputs = read.files; };
     const double student = train(config, options, progress).test->accuracy;
     CHECK(student > teacher - 0.2);
     CHECK(student > misled + 0.2);
