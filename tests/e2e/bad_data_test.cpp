@@ -58,6 +58,27 @@ TEST_CASE("data files that cannot be used end with 3 and the file's name") {
   check_refused(folder, tensors("text.safetensors"), 3, {"text.safetensors", "safetensors"});
 }
 
+TEST_CASE("labels that the network has no output for are refused before anything is written") {
+  const TemporaryFolder folder;
+  const at::Tensor images = at::rand({12, 1, 8, 8});
+  const at::Tensor labels = at::arange(12, at::kLong);
+  write_safetensors(folder / "high.safetensors", {{"images", images}, {"labels", labels}});
+  const std::vector<std::string> said{"(B, 12)", "12 classes", "0 to 11"};
+  check_refused(folder, tensors("high.safetensors"), 3, said);
+  CHECK_FALSE(std::filesystem::exists(folder / "out"));
+  write_safetensors(folder / "low.safetensors", {{"images", images}, {"labels", labels - 1}});
+  check_refused(folder, tensors("low.safetensors"), 3, {"low.safetensors", "negative"});
+
+  // In the test set alone: not after an epoch of training, either.
+  json config = small_training();
+  config["data"]["test"] = tensors("high.safetensors");
+  const auto out = folder / "tested";
+  check_failure(lookaround_train({"--config", write_config(folder / "test.json", config), "--out",
+                                  out.string(), "--quiet"}),
+                "lookaround-train", 3, said);
+  CHECK_FALSE(std::filesystem::exists(out));
+}
+
 TEST_CASE("data folders that cannot be used end with 3 and the file's name") {
   const TemporaryFolder folder;
   check_refused(folder, {{"format", "cifar10"}, {"path", "nowhere"}}, 3, {"nowhere", "data_batch"});

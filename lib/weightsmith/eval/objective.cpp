@@ -217,8 +217,11 @@ at::Tensor Objective::scores(const at::Tensor& outputs) const {
     throw Error(ErrorKind::kInput, "objective",
                 fmt::format("the network's outputs have shape [{}], expected (B, {})",
                             fmt::join(outputs.sizes(), ", "), output_width()),
-                embeddings_.defined() ? "give the network as many outputs as the embeddings have"
-                                      : "give the network one output a class");
+                embeddings_.defined()
+                    ? "give the network as many outputs as the embeddings have"
+                    : fmt::format("the data have {0} classes, labels go from 0 to "
+                                  "{1}: give the network {0} outputs",
+                                  output_width(), output_width() - 1));
   const auto bar = [this](const at::Tensor& scores) {
     constexpr double kNever = -std::numeric_limits<double>::infinity();
     return barred_.defined() ? scores.masked_fill(barred_.to(scores.device()), kNever) : scores;

@@ -41,11 +41,11 @@ fs::path write_checkpoint(const fs::path& folder, const Checkpoint& c, std::int6
   TensorMap tensors;
   for (const auto& [name, tensor] : c.optimizer) tensors.emplace(kOptimizerPrefix + name, tensor);
   for (const auto& [name, tensor] : c.buffers) tensors.emplace(kBufferPrefix + name, tensor);
-  const nlohmann::json state = {{"version", kVersion},       {"epoch", c.position.epoch},
-                                {"batch", c.position.batch}, {"steps", c.steps},
-                                {"loss_sum", c.loss_sum},    {"loss_count", c.loss_count},
-                                {"elapsed_s", c.elapsed_s},  {"history", c.history},
-                                {"config", c.config},        {"loss_scale", c.loss_scale}};
+  const nlohmann::json state = {
+      {"version", kVersion},      {"epoch", c.position.epoch}, {"batch", c.position.batch},
+      {"steps", c.steps},         {"loss_sum", c.loss_sum},    {"loss_count", c.loss_count},
+      {"elapsed_s", c.elapsed_s}, {"history", c.history},      {"config", c.config},
+      {"data", c.data},           {"loss_scale", c.loss_scale}};
   const fs::path path =
       folder / fmt::format("{}{:06}-{:08}{}", kPrefix, c.position.epoch, c.position.batch, kSuffix);
   write_safetensors(path, tensors, {{kMetadataKey, state.dump()}});
@@ -90,6 +90,7 @@ Checkpoint read_checkpoint(const fs::path& path) {
     state.at("elapsed_s").get_to(c.elapsed_s);
     c.history = state.at("history");
     c.config = state.at("config");
+    c.data = state.value("data", nlohmann::json());
     c.loss_scale = state.value("loss_scale", nlohmann::json());
   } catch (const nlohmann::json::exception& e) {
     throw Error(ErrorKind::kInput, path.string(), fmt::format("damaged checkpoint: {}", e.what()),
@@ -112,6 +113,20 @@ void remove_checkpoints(const fs::path& folder) {
       throw Error(ErrorKind::kOutput, file.string(), "cannot remove the old checkpoint",
                   "choose another --out");
   }
+}
+
+void check_same_data(const nlohmann::json& saved, const nlohmann::json& present,
+                     const fs::path& checkpoint) {
+  if (saved.is_null()) return;
+  std::set<std::string> differing;
+  list_differences(saved, present, "data", differing);
+  if (differing.empty()) return;
+  throw Error(
+      ErrorKind::kInput, *differing.begin(),
+      fmt::format("is not what the run to be resumed read ({}): other samples or labels, or "
+                  "images of other names or sizes: {}",
+                  checkpoint.string(), fmt::join(differing, ", ")),
+      "restore the data, or start anew with --overwrite");
 }
 
 void check_same_config(const nlohmann::json& saved, const nlohmann::json& present,

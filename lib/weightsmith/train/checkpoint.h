@@ -22,6 +22,7 @@ struct Checkpoint {
   double elapsed_s = 0;                              ///< of the running epoch
   nlohmann::json history = nlohmann::json::array();  ///< one object a finished epoch
   nlohmann::json config;           ///< what the run was made with (checkpoint_config)
+  nlohmann::json data = {};        ///< data_keys() of what it learns from; null in older ones
   nlohmann::json loss_scale = {};  ///< LossScale::state(); null without one
   TensorMap optimizer;             ///< TrainingMethod::state()
   TensorMap buffers;               ///< NormStatistics::state()
@@ -41,6 +42,10 @@ Checkpoint read_checkpoint(const std::filesystem::path& path);
 
 /// Removes every checkpoint in `folder`.
 void remove_checkpoints(const std::filesystem::path& folder);
+
+/// Throws Error{kInput} naming the data sets of which two data_keys() differ; null tells nothing.
+void check_same_data(const nlohmann::json& saved, const nlohmann::json& present,
+                     const std::filesystem::path& checkpoint);
 
 /// Throws Error{kConfig} naming the first keys in which two configurations differ.
 void check_same_config(const nlohmann::json& saved, const nlohmann::json& present,

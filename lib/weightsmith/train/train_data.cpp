@@ -2,14 +2,17 @@
 
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <nlohmann/json.hpp>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/data/random_stream.h"
+#include "weightsmith/eval/fingerprint.h"
 
 namespace weightsmith {
 namespace {
@@ -24,6 +27,14 @@ void add_label_noise(Dataset& dataset, const std::vector<std::int64_t>& classes,
     const std::int64_t label = classes[rng.below(classes.size())];
     if (noisy) labels[i] = label;
   }
+}
+
+std::string key_of(const Dataset& data) {
+  Fingerprint key("training data 1");
+  key.add(fmt::format("{} [{}]", data.size(), fmt::join(data.sample_shape(), ", ")));
+  const at::Tensor labels = data.labels.contiguous();
+  key.add({static_cast<const char*>(labels.data_ptr()), labels.nbytes()});
+  return key.add(data.listing ? data.listing->sha256 : "").hex();
 }
 
 }  // namespace
@@ -64,6 +75,12 @@ TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed, Prog
     add_label_noise(data.train, data.train_classes, config.label_noise,
                     static_cast<std::uint64_t>(seed));
   return data;
+}
+
+nlohmann::json data_keys(const TrainData& data) {
+  nlohmann::json keys = {{"train", key_of(data.train)}};
+  if (data.test) keys["test"] = key_of(*data.test);
+  return keys;
 }
 
 Objective training_objective(const ObjectiveConfig& config, const TrainData& data) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <vector>
 
@@ -32,6 +33,11 @@ struct TrainData {
 /// `progress` is told of images read.
 TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed,
                           Progress* progress = nullptr);
+
+/// A key for each set (`train`, `test`) by which a resumed run knows it again, made without reading
+/// samples: of their shape, number and labels and of the images' names and sizes. Samples that
+/// changed otherwise are not noticed.
+nlohmann::json data_keys(const TrainData& data);
 
 /// What outputs mean where this data is trained on: with `candidates` data only the classes of the
 /// training set compete. Throws Error{kConfig} when the test set has others then.

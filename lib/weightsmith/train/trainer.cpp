@@ -97,6 +97,7 @@ class Run {
     check_storable(model_.state_dict(), model_.where());
     objective_.to(device_);
     state_.config = lasting_config(config);
+    state_.data = data_keys(data_);
     for (const auto& segment : arena_->segments()) result_.parameters += segment.numel;
     for (const Dataset* set : {&data_.train, data_.test ? &*data_.test : nullptr})
       if (set != nullptr) result_.skipped += static_cast<std::int64_t>(set->skipped.size());
@@ -112,9 +113,7 @@ class Run {
 
   nlohmann::json plan() {
     const at::NoGradGuard no_grad;
-    model_.train(false);
-    step_.loss(normalised_batch(data_.train, 0, 1).to(device_),
-               data_.train.labels.narrow(0, 0, 1).to(device_), {});
+    try_one_sample();
     // The sizes that pipelines make may differ from the stored one.
     Loader loader(data_.train, loader_options(config_, data_.train));
     const Batch batch = loader.next();
@@ -144,6 +143,7 @@ class Run {
                   fmt::format("holds {} of an earlier run", paths.front().filename().string()),
                   "--resume goes on from it, --overwrite begins anew");
     }
+    try_one_sample();
     if (config_.flatness) try_flatness();
     for (const std::string& warning : warnings()) progress_.warn(warning);
     if (options.on_start) options.on_start(inputs_);
@@ -174,6 +174,15 @@ class Run {
     constexpr std::int64_t kSamples = 4;
     return takes_channels_last(
         model_, normalised_batch(data_.train, 0, std::min(kSamples, data_.train.size())));
+  }
+
+  /// A network that does not fit the labels or the images is better refused before anything is
+  /// written.
+  void try_one_sample() {
+    const at::NoGradGuard no_grad;
+    model_.train(false);
+    step_.loss(normalised_batch(data_.train, 0, 1).to(device_),
+               data_.train.labels.narrow(0, 0, 1).to(device_), {});
   }
 
   /// Second derivatives that are missing are better known before than after the training.
@@ -239,7 +248,9 @@ class Run {
     const std::filesystem::path& path = found->first;
     Checkpoint& saved = found->second;
     check_same_config(saved.config, state_.config, path);
+    check_same_data(saved.data, state_.data, path);
     step_.load_state(saved, path.string());
+    saved.data = state_.data;  // an older one has none
     state_ = std::move(saved);
     result_.resumed_from = state_.position;
   }

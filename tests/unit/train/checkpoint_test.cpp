@@ -21,6 +21,7 @@ Checkpoint example(std::int64_t epoch, std::int64_t batch) {
   c.elapsed_s = 0.1;
   c.history.push_back({{"epoch", 1}, {"train_loss", 0.1}});
   c.config = {{"epochs", 3}};
+  c.data = {{"train", "abc"}};
   c.loss_scale = {{"value", 1.0 / 3.0}, {"good_steps", 12}};
   c.optimizer = {{"heads", at::randn({2, 8})}};
   c.buffers = {{"bn.running_mean", at::randn({3})}, {"bn.count", at::tensor({4}, at::kLong)}};
@@ -40,6 +41,7 @@ TEST_CASE("a checkpoint is read as it was written", "[train]") {
   CHECK(read.loss_sum == c.loss_sum);
   CHECK(read.history == c.history);
   CHECK(read.config == c.config);
+  CHECK(read.data == c.data);
   CHECK(read.loss_scale == c.loss_scale);
   CHECK(read.optimizer.at("heads").equal(c.optimizer.at("heads")));
   CHECK(read.buffers.at("bn.count").equal(c.buffers.at("bn.count")));

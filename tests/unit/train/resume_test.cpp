@@ -164,6 +164,41 @@ TEST_CASE("a run is resumed with its own configuration, or started anew", "[trai
   CHECK_FALSE(same(weights_of(config.out), before));
 }
 
+TEST_CASE("a run is resumed with its own data", "[train]") {
+  TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  const auto file = folder / "data.safetensors";
+  show_colours(config, file);
+  train_quietly(config);
+  const TensorMap expected = weights_of(config.out);
+  const TensorMap data = read_safetensors(file).tensors;
+  const auto resume = [&] {
+    NoProgress progress;
+    train(config, {at::kCPU, true}, progress);
+  };
+  TensorMap other = data;
+  other["labels"] = data.at("labels").flip(0);
+  write_safetensors(file, other);
+  expect_error(ErrorKind::kInput, {"data.t", "checkpoint-", "--overwrite"}, resume);
+  write_safetensors(file, {{"images", data.at("images").narrow(0, 0, 89)},
+                           {"labels", data.at("labels").narrow(0, 0, 89)}});
+  config.data.train.limit = 50;
+  expect_error(ErrorKind::kInput, {"data.t", "checkpoint-"}, resume);
+  write_safetensors(file, data);
+  resume();
+  CHECK(same(weights_of(config.out), expected));
+
+  // Of an older version, which did not keep what its data were.
+  for (const auto& path : checkpoints_in(config.out)) {
+    Checkpoint older = read_checkpoint(path);
+    REQUIRE(older.data.contains("train"));
+    older.data = nullptr;
+    write_checkpoint(config.out, older, 2);
+  }
+  resume();
+  CHECK(same(weights_of(config.out), expected));
+}
+
 TEST_CASE("a damaged checkpoint is passed over for the one before", "[train]") {
   TemporaryFolder folder;
   const TrainConfig config = small_config(folder / "run");
