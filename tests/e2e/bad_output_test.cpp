@@ -34,6 +34,9 @@ class SmallDisk {
   SmallDisk(const SmallDisk&) = delete;
   SmallDisk& operator=(const SmallDisk&) = delete;
   bool mounted() const { return mounted_; }
+  bool grow(const std::string& size) const {
+    return ::mount("tmpfs", folder_.c_str(), "tmpfs", MS_REMOUNT, ("size=" + size).c_str()) == 0;
+  }
 
  private:
   fs::path folder_;
@@ -131,6 +134,32 @@ TEST_CASE("a full disk") {
     check_nothing_half_written(out);
   }
   if (!tried) WARN("this process may not mount: a full disk is not tried");
+}
+
+TEST_CASE("a disk that fills up while a checkpoint is written keeps the one before") {
+  const TemporaryFolder folder;
+  json config = small_training();
+  config["model"]["options"]["hidden"] = {512};  // checkpoints of 0.9 MB
+  const std::string file = write_config(folder / "train.json", config);
+  const SmallDisk disk(folder / "disk", "1500k");
+  if (!disk.mounted()) {
+    WARN("this process may not mount: a disk that fills up is not tried");
+    return;
+  }
+  const fs::path out = folder / "disk" / "out";
+  const std::string first = "checkpoint-000001-00000000.safetensors";
+  check_failure(train_into(file, out), "lookaround-train", 4,
+                {"checkpoint-000002-00000000.safetensors", "cannot write", "No space left"});
+  check_nothing_half_written(out);
+  CHECK(fs::exists(out / first));
+  CHECK_FALSE(fs::exists(out / "checkpoint-000002-00000000.safetensors"));
+
+  REQUIRE(disk.grow("16m"));
+  const json resumed = summary_of(
+      lookaround_train({"--config", file, "--out", out.string(), "--quiet", "--resume"}));
+  CHECK(resumed["resumed_from"]["epoch"] == 1);
+  summary_of(train_into(file, folder / "whole"));
+  CHECK(read_bytes(out / "model.safetensors") == read_bytes(folder / "whole/model.safetensors"));
 }
 
 TEST_CASE("a standard output that is closed or full") {
