@@ -248,6 +248,11 @@ TEST_CASE("relatedness and unlearning") {
                       {{"name", "unrelated"}, {"models", {"other0"}}},
                       {{"name", "unrelated"}, {"models", {"other1"}}}}}};
   const json curves = measure(folder.path(), config)["sequences"];
+  json ragged = config;
+  ragged["task"]["sequences"][1]["models"] = {"tuned1", "tuned2"};
+  check_failure(modelgif_dist({"--config", write_config(folder / "ragged.json", ragged), "--out",
+                               (folder / "ragged").string(), "--quiet"}),
+                "modelgif-dist", 2, {"task.sequences", "tuned", "1 and 2 checkpoints"});
   REQUIRE(curves.size() == 2);
   CHECK(curves[0]["replicates"] == 2);
   CHECK(curves[0]["distance"][0].get<double>() < curves[1]["distance"][0].get<double>());

@@ -81,11 +81,15 @@ json GifRun::selection_overlap() const {
   std::set<std::string> used;
   for (const json& model : selection_->at("models"))
     used.insert(model.at("content").get<std::string>());
-  const std::string victim = models_[config_.index_of(config_.task.victim, "task.victim")].content;
+  std::set<std::size_t> judged;
+  const auto judge = [&](const std::vector<std::string>& names) {
+    for (const std::size_t m : indices(names)) judged.insert(m);
+  };
+  judge(config_.task.independents);
+  for (const ModelGroup& group : config_.task.groups) judge(group.models);
   json overlap = json::array();
-  for (std::size_t i = 0; i < models_.size(); ++i)
-    if (models_[i].content != victim && used.contains(models_[i].content))
-      overlap.push_back(config_.models[i].name);
+  for (const std::size_t m : judged)
+    if (used.contains(models_[m].content)) overlap.push_back(config_.models[m].name);
   if (!overlap.empty() && !config_.task.allow_overlap)
     throw Error(ErrorKind::kInput, config_.reference.selection.string(),
                 fmt::format("the samples were selected with {}, which are judged here: an AUC "

@@ -203,6 +203,13 @@ void validate_task(const GifConfig& c) {
   if (t.type == TaskType::kUnlearning) {
     require(!t.reference.empty(), "reference");
     require(!t.sequences.empty(), "sequences");
+    for (const ModelGroup& a : t.sequences)
+      for (const ModelGroup& b : t.sequences)
+        if (a.name == b.name && a.models.size() != b.models.size())
+          fail("task.sequences",
+               fmt::format("replicates of \"{}\" have {} and {} checkpoints", a.name,
+                           a.models.size(), b.models.size()),
+               "give each as many, or another name");
   }
   if (t.type == TaskType::kRelatedness) {
     require(!t.affinity.empty(), "affinity");

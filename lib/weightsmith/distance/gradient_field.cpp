@@ -231,6 +231,12 @@ FieldChunk GradientField::chunk(const FieldInputs& all, std::int64_t begin, std:
   result.difference =
       (scalars(at_x, mask, own).to(at::kDouble) - scalars(outputs(base), mask, own).to(at::kDouble))
           .cpu();
+  const at::Tensor known = at::isfinite(result.difference);
+  if (!known.all().item<bool>())
+    throw Error(ErrorKind::kNumeric, model_.where(),
+                fmt::format("the outputs at sample {} or its baseline are not finite",
+                            begin + at::nonzero(known.logical_not())[0].item<std::int64_t>()),
+                "check the weights and the data's normalisation");
 
   // Points of all samples, one after the other; a batch takes them wherever a sample ends.
   const at::Tensor alphas = at::tensor(path_.alphas, x.options());
@@ -306,6 +312,12 @@ void GradientField::check(const FieldInputs& inputs) {
   }))
     count /= 2;
   check_rows(together, 2 * count);
+  if (const at::Tensor nan = at::nonzero(at::isnan(together.reshape({2 * count, -1})).any(1));
+      nan.size(0) > 0)
+    throw Error(ErrorKind::kNumeric, model_.where(),
+                fmt::format("the outputs at sample {} or its baseline are not finite",
+                            nan[0].item<std::int64_t>() % count),
+                "check the weights and the data's normalisation");
   const at::Tensor x = first(inputs.inputs);
   // What rounding is measured by: an output near zero may be the difference of large ones.
   const double size = together.abs().max().item<double>();

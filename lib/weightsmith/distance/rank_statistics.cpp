@@ -61,6 +61,10 @@ std::vector<double> average_ranks(const std::vector<double>& values) {
 
 double spearman(const std::vector<double>& a, const std::vector<double>& b) {
   WS_CHECK(a.size() == b.size());
+  // NaN has no rank.
+  for (const auto* values : {&a, &b})
+    for (const double value : *values)
+      if (std::isnan(value)) return value;
   const std::vector<double> x = average_ranks(a), y = average_ranks(b);
   const double mean = (static_cast<double>(a.size()) + 1) / 2;
   double xy = 0, xx = 0, yy = 0;

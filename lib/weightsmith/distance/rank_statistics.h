@@ -10,7 +10,7 @@ namespace weightsmith {
 /// 1-based ranks, ties getting their average.
 std::vector<double> average_ranks(const std::vector<double>& values);
 
-/// Spearman's rank correlation; NaN where one side does not vary.
+/// Spearman's rank correlation; NaN where one side does not vary, or where a value is NaN.
 double spearman(const std::vector<double>& a, const std::vector<double>& b);
 
 /// The probability that an independent model lies farther away than a derived one, ties counting

@@ -3,12 +3,33 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/jit/passes/freeze_module.h>
 #include <torch/csrc/jit/passes/frozen_conv_folding.h>
+#include <torch/csrc/jit/passes/inliner.h>
 
+#include <array>
 #include <string>
 
+#include "weightsmith/core/error.h"
 #include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
+namespace {
+
+/// The first operator that keeps gradients from passing, or null. Freezing is made for inference
+/// and drops them.
+const torch::jit::Node* gradient_cut(const torch::jit::Block* block) {
+  static const std::array kCuts{
+      c10::Symbol::fromQualString("aten::detach"), c10::Symbol::fromQualString("aten::detach_"),
+      c10::Symbol::fromQualString("prim::data"), c10::Symbol::fromQualString("prim::Enter")};
+  for (const torch::jit::Node* node : block->nodes()) {
+    for (const c10::Symbol cut : kCuts)
+      if (node->kind() == cut) return node;
+    for (const torch::jit::Block* inner : node->blocks())
+      if (const torch::jit::Node* found = gradient_cut(inner)) return found;
+  }
+  return nullptr;
+}
+
+}  // namespace
 
 ScriptModel fast_network(const ScriptModel& model, const FastNetworkOptions& options) {
   try {
@@ -21,6 +42,13 @@ ScriptModel fast_network(const ScriptModel& model, const FastNetworkOptions& opt
       tensor.set_requires_grad(false);
       tensor.set_data(value);
     }
+    const auto whole = copy.module().get_method("forward").graph()->copy();
+    torch::jit::Inline(*whole);
+    if (const torch::jit::Node* cut = gradient_cut(whole->block()))
+      throw Error(ErrorKind::kInput, model.where(),
+                  std::string("its ") + cut->kind().toQualString() +
+                      " keeps gradients from passing, which a frozen network would not",
+                  "compute it plainly, in float32");
     torch::jit::Module frozen = torch::jit::freeze_module(copy.module());
     auto graph = frozen.get_method("forward").graph();
     torch::jit::FoldFrozenConvBatchnorm(graph);

@@ -6,6 +6,8 @@
 
 #include <catch2/catch.hpp>
 
+#include "support/expect_error.h"
+#include "support/networks.h"
 #include "weightsmith/distance/gradient_field.h"
 
 namespace weightsmith {
@@ -74,6 +76,15 @@ TEST_CASE("folding happens, and only in eval mode's sense", "[distance]") {
       fast.module().attr("network").toModule().get_method("forward").graph()->toString();
   CHECK(graph.find("aten::conv2d") != std::string::npos);
   CHECK(graph.find("aten::batch_norm") == std::string::npos);
+}
+
+TEST_CASE("a network that keeps gradients from passing is not frozen", "[distance]") {
+  // Freezing drops the detach, and half of the classes would get a gradient.
+  const std::string half =
+      "y = torch.matmul(x.flatten(1), self.w.t())\n"
+      "return torch.cat([y[:, :2].detach(), y[:, 2:]], 1)";
+  const ScriptModel plain(testing::make_network({{"w", {4, 9}}}, half), "half.pt");
+  testing::expect_error(ErrorKind::kInput, {"half.pt", "detach"}, [&] { fast_network(plain); });
 }
 
 }  // namespace

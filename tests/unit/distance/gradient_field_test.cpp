@@ -206,6 +206,10 @@ TEST_CASE("networks without a field are refused by name", "[distance]") {
   refused(ErrorKind::kNumeric, {"net", "sample 0", "not finite"},
           network("return torch.matmul(torch.sqrt(x * 0.0).flatten(1), "
                   "self.w.t())"));
+  // Outputs without a value, whose gradients have one.
+  refused(ErrorKind::kNumeric, {"net", "outputs at sample 0", "not finite"},
+          network("return torch.matmul(x.flatten(1), self.w.t()) + torch.log(-1.0 - "
+                  "x.flatten(1)[:, :5].detach().abs())"));
   options.target = FieldTarget::kLabel;
   FieldInputs bad = inputs;
   bad.classes = at::tensor({0, 1, 7, 2}, at::kLong);
@@ -390,6 +394,13 @@ TEST_CASE("two writers of one field take turns", "[distance]") {
   CHECK(entered);
   CHECK_FALSE(std::filesystem::exists(path.string() + ".part"));
   CHECK(at::equal(FieldFile(path, "key").source().rows(0, 4), all.field.view({4, 2})));
+}
+
+TEST_CASE("a rank correlation with something missing is missing", "[distance]") {
+  CHECK(spearman({1, 2, 4}, {3, 5, 6}) == Approx(1));
+  const double missing = std::nan("");
+  CHECK(std::isnan(spearman({1, missing, 4}, {3, 5, 6})));
+  CHECK(std::isnan(spearman({1, 2, 4}, {3, 5, missing})));
 }
 
 TEST_CASE("p-values of ranks are shares of all ways to choose", "[distance]") {
