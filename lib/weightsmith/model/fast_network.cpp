@@ -5,7 +5,7 @@
 #include <torch/csrc/jit/passes/frozen_conv_folding.h>
 #include <torch/csrc/jit/passes/inliner.h>
 
-#include <array>
+#include <set>
 #include <string>
 
 #include "weightsmith/core/error.h"
@@ -14,20 +14,23 @@
 namespace weightsmith {
 namespace {
 
-/// The first operator that keeps gradients from passing, or null. Freezing is made for inference
-/// and drops them.
-const torch::jit::Node* gradient_cut(const torch::jit::Block* block) {
-  static const std::array kCuts{
-      c10::Symbol::fromQualString("aten::detach"), c10::Symbol::fromQualString("aten::detach_"),
-      c10::Symbol::fromQualString("prim::data"), c10::Symbol::fromQualString("prim::Enter")};
+/// The first operator of one of these kinds, also in blocks of others; or null.
+const torch::jit::Node* find_operator(const torch::jit::Block* block,
+                                      const std::set<std::string>& kinds) {
   for (const torch::jit::Node* node : block->nodes()) {
-    for (const c10::Symbol cut : kCuts)
-      if (node->kind() == cut) return node;
+    if (kinds.contains(node->kind().toQualString())) return node;
     for (const torch::jit::Block* inner : node->blocks())
-      if (const torch::jit::Node* found = gradient_cut(inner)) return found;
+      if (const torch::jit::Node* found = find_operator(inner, kinds)) return found;
   }
   return nullptr;
 }
+
+/// What keeps gradients from passing; freezing is made for inference and drops it.
+const std::set<std::string> kGradientCuts{"aten::detach", "aten::detach_", "prim::data",
+                                          "prim::Enter"};
+/// LibTorch 1.13's gradient of GELU came out with values that are not there (up to infinite) where
+/// channels are innermost; of 18 activations that were tried, only this one's.
+const std::set<std::string> kChannelsOutermostOnly{"aten::gelu", "aten::gelu_"};
 
 }  // namespace
 
@@ -35,20 +38,22 @@ ScriptModel fast_network(const ScriptModel& model, const FastNetworkOptions& opt
   try {
     ScriptModel copy = model.clone();
     copy.train(false);
-    for (auto& [name, tensor] : copy.state_dict()) {
-      at::Tensor value = tensor.detach();
-      if (options.channels_last && value.dim() == 4)
-        value = value.contiguous(at::MemoryFormat::ChannelsLast);
-      tensor.set_requires_grad(false);
-      tensor.set_data(value);
-    }
     const auto whole = copy.module().get_method("forward").graph()->copy();
     torch::jit::Inline(*whole);
-    if (const torch::jit::Node* cut = gradient_cut(whole->block()))
+    if (const torch::jit::Node* cut = find_operator(whole->block(), kGradientCuts))
       throw Error(ErrorKind::kInput, model.where(),
                   std::string("its ") + cut->kind().toQualString() +
                       " keeps gradients from passing, which a frozen network would not",
                   "compute it plainly, in float32");
+    const bool channels_last =
+        options.channels_last && find_operator(whole->block(), kChannelsOutermostOnly) == nullptr;
+    for (auto& [name, tensor] : copy.state_dict()) {
+      at::Tensor value = tensor.detach();
+      if (channels_last && value.dim() == 4)
+        value = value.contiguous(at::MemoryFormat::ChannelsLast);
+      tensor.set_requires_grad(false);
+      tensor.set_data(value);
+    }
     torch::jit::Module frozen = torch::jit::freeze_module(copy.module());
     auto graph = frozen.get_method("forward").graph();
     torch::jit::FoldFrozenConvBatchnorm(graph);
@@ -66,7 +71,7 @@ ScriptModel fast_network(const ScriptModel& model, const FastNetworkOptions& opt
     const auto number = [](auto value) { return std::to_string(static_cast<int>(value)); };
     std::string source = "def forward(self, x):\n";
     if (options.bfloat16) source += "    x = x.to(" + number(at::kBFloat16) + ")\n";
-    if (options.channels_last)
+    if (channels_last)
       source += "    if x.dim() == 4:\n        x = x.contiguous(memory_format=" +
                 number(at::MemoryFormat::ChannelsLast) + ")\n";
     source += "    y = self.network.forward(x)\n";

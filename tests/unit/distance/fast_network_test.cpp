@@ -78,6 +78,24 @@ TEST_CASE("folding happens, and only in eval mode's sense", "[distance]") {
   CHECK(graph.find("aten::batch_norm") == std::string::npos);
 }
 
+TEST_CASE("gradients of GELU are those of the plain network", "[distance]") {
+  at::manual_seed(2);
+  ScriptModel plain(
+      testing::make_network({{"a", {8, 1, 3, 3}}, {"b", {8, 8, 3, 3}}, {"w", {10, 128}}},
+                            "y = torch.gelu(torch.conv2d(x, self.a, padding=1))\n"
+                            "y = torch.gelu(torch.conv2d(y, self.b, stride=2, padding=1))\n"
+                            "return torch.matmul(y.flatten(1), self.w.t())"),
+      "gelu.pt");
+  const at::Tensor x = at::rand({8, 1, 8, 8});
+  const FieldInputs inputs{x, at::zeros_like(x), {}};
+  FieldOptions options;
+  options.steps = 4;
+  ScriptModel fast = fast_network(plain);  // whose batches are of 25 and of 7 points
+  const at::Tensor exact = GradientField(plain, options).compute(inputs).field;
+  const at::Tensor found = GradientField(fast, options).compute(inputs).field;
+  CHECK(((found - exact).norm() / exact.norm()).item<double>() < 1e-5);
+}
+
 TEST_CASE("a network that keeps gradients from passing is not frozen", "[distance]") {
   // Freezing drops the detach, and half of the classes would get a gradient.
   const std::string half =
