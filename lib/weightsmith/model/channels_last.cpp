@@ -4,6 +4,8 @@
 
 #include <exception>
 
+#include "weightsmith/model/find_operator.h"
+
 namespace weightsmith {
 namespace {
 
@@ -35,8 +37,13 @@ class RestoredNetwork {
 
 }  // namespace
 
+bool gradients_take_channels_last(const ScriptModel& model) {
+  return find_operator(model, {"aten::gelu", "aten::gelu_"}).empty();
+}
+
 bool takes_channels_last(ScriptModel& model, const at::Tensor& inputs) {
-  if (inputs.dim() != 4 || inputs.size(1) == 1) return false;
+  if (inputs.dim() != 4 || inputs.size(1) == 1 || !gradients_take_channels_last(model))
+    return false;
   const RestoredNetwork restored(model);
   const at::Tensor innermost = inputs.contiguous(at::MemoryFormat::ChannelsLast);
   try {

@@ -3,34 +3,21 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/jit/passes/freeze_module.h>
 #include <torch/csrc/jit/passes/frozen_conv_folding.h>
-#include <torch/csrc/jit/passes/inliner.h>
 
 #include <set>
 #include <string>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/model/channels_last.h"
+#include "weightsmith/model/find_operator.h"
 #include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
 namespace {
 
-/// The first operator of one of these kinds, also in blocks of others; or null.
-const torch::jit::Node* find_operator(const torch::jit::Block* block,
-                                      const std::set<std::string>& kinds) {
-  for (const torch::jit::Node* node : block->nodes()) {
-    if (kinds.contains(node->kind().toQualString())) return node;
-    for (const torch::jit::Block* inner : node->blocks())
-      if (const torch::jit::Node* found = find_operator(inner, kinds)) return found;
-  }
-  return nullptr;
-}
-
 /// What keeps gradients from passing; freezing is made for inference and drops it.
 const std::set<std::string> kGradientCuts{"aten::detach", "aten::detach_", "prim::data",
                                           "prim::Enter"};
-/// LibTorch 1.13's gradient of GELU came out with values that are not there (up to infinite) where
-/// channels are innermost; of 18 activations that were tried, only this one's.
-const std::set<std::string> kChannelsOutermostOnly{"aten::gelu", "aten::gelu_"};
 
 }  // namespace
 
@@ -38,15 +25,11 @@ ScriptModel fast_network(const ScriptModel& model, const FastNetworkOptions& opt
   try {
     ScriptModel copy = model.clone();
     copy.train(false);
-    const auto whole = copy.module().get_method("forward").graph()->copy();
-    torch::jit::Inline(*whole);
-    if (const torch::jit::Node* cut = find_operator(whole->block(), kGradientCuts))
+    if (const std::string cut = find_operator(model, kGradientCuts); !cut.empty())
       throw Error(ErrorKind::kInput, model.where(),
-                  std::string("its ") + cut->kind().toQualString() +
-                      " keeps gradients from passing, which a frozen network would not",
+                  "its " + cut + " keeps gradients from passing, which a frozen network would not",
                   "compute it plainly, in float32");
-    const bool channels_last =
-        options.channels_last && find_operator(whole->block(), kChannelsOutermostOnly) == nullptr;
+    const bool channels_last = options.channels_last && gradients_take_channels_last(model);
     for (auto& [name, tensor] : copy.state_dict()) {
       at::Tensor value = tensor.detach();
       if (channels_last && value.dim() == 4)
