@@ -15,8 +15,9 @@ namespace weightsmith {
 bool takes_channels_last(ScriptModel& model, const at::Tensor& inputs);
 
 /// Whether LibTorch's gradients of all of a network's operators are right with channels innermost.
-/// Those of GELU in 1.13 are not: they came out wrong, up to infinite, in a network of two
-/// convolutions; of 18 activations that were tried, no other's.
+/// Those of GELU were not with LibTorch 1.13: behind convolutions they came out wrong, up to
+/// infinite, why was not found (PyTorch of that version gives the right ones); of 18 activations
+/// that were tried, no other's.
 bool gradients_take_channels_last(const ScriptModel& model);
 
 }  // namespace weightsmith
