@@ -73,9 +73,11 @@ CheapDistances GifRun::cheap_distances(std::size_t from, const std::vector<std::
   }
   std::vector<at::Tensor> features;
   std::vector<std::size_t> with_features;
+  std::optional<std::size_t> place;  // of `from` among them
   for (std::size_t i = 0; i < models.size(); ++i) {
     const Model& model = models_[models[i]];
     if (model.features.defined()) {
+      if (models[i] == from) place = features.size();
       features.push_back(model.features.index_select(0, samples));
       with_features.push_back(i);
     }
@@ -90,8 +92,11 @@ CheapDistances GifRun::cheap_distances(std::size_t from, const std::vector<std::
                   static_cast<double>(count);
   }
   if (to.features.defined()) {
-    features.push_back(to.features.index_select(0, samples));
-    const std::vector<double> cka = values_of(linear_cka(features, features.size() - 1));
+    if (!place) {
+      place = features.size();
+      features.push_back(to.features.index_select(0, samples));
+    }
+    const std::vector<double> cka = values_of(linear_cka(features, place));
     for (std::size_t i = 0; i < with_features.size(); ++i)
       result["cka"][with_features[i]] = 1 - cka[i];
   }

@@ -185,9 +185,8 @@ json GifRun::ownership() {
   Table table({"group", "models", "AUC", "low", "high", "p", "AUC same architecture",
                "AUC gradient x input", "AUC victim's mistakes", "AUC output cosine", "AUC CKA"});
   auto curve = curves(measured);
-  const BootstrapLimits limits = limits_of(per_sample);
   for (const ModelGroup& group : task.groups) {
-    json entry = group_entry(group, all, threshold, limits);
+    json entry = group_entry(group, all, threshold, list.limits);
     entry["curve"] = curve.at(group.name);
     std::vector<std::string> row{group.name, std::to_string(group.models.size())};
     for (const char* key :

@@ -14,6 +14,7 @@
 #include "weightsmith/eval/fingerprint.h"
 #include "weightsmith/model/fast_network.h"
 #include "weightsmith/model/jit_runtime.h"
+#include "weightsmith/tensor/first_row.h"
 
 namespace weightsmith {
 
@@ -42,11 +43,8 @@ namespace {
 
 /// Or a network's field would be blamed, and with shuffled baselines another sample's.
 void check_finite(const at::Tensor& inputs, const Dataset& data) {
-  const at::Tensor finite = at::isfinite(inputs).flatten(1).all(1);
-  if (!finite.all().item<bool>())
-    throw Error(ErrorKind::kInput, data.where,
-                fmt::format("sample {} is not finite",
-                            at::nonzero(finite.logical_not())[0].item<std::int64_t>()),
+  if (const auto bad = first_row_where(at::isfinite(inputs).logical_not()))
+    throw Error(ErrorKind::kInput, data.where, fmt::format("sample {} is not finite", *bad),
                 "leave it out, or check the normalisation");
 }
 
@@ -292,11 +290,14 @@ fs::path GifRun::field_path(std::size_t index, FieldKind kind) const {
   return folder() / (name + models_[index].keys.at(kind).substr(0, 16) + ".safetensors");
 }
 
+FieldFile GifRun::stored_field(std::size_t index, FieldKind kind) const {
+  return FieldFile(field_path(index, kind), models_[index].keys.at(kind));
+}
+
 bool GifRun::holds_field(std::size_t index, FieldKind kind) const {
-  const fs::path path = field_path(index, kind);
-  if (!fs::exists(path)) return false;
+  if (!fs::exists(field_path(index, kind))) return false;
   try {
-    FieldFile stored(path, models_[index].keys.at(kind));
+    stored_field(index, kind);
     return true;
   } catch (const Error& e) {
     run_.progress().warn(fmt::format("{}; computing it again", e.what()));
@@ -359,9 +360,8 @@ std::string GifRun::note(std::size_t index) const {
 }
 
 void GifRun::read_note(std::size_t index) {
-  const json faster = json::parse(
-      FieldFile(field_path(index), models_[index].keys.at(FieldKind::kPath)).note(), nullptr,
-      /*allow_exceptions=*/false);
+  const json faster = json::parse(stored_field(index).note(), nullptr,
+                                  /*allow_exceptions=*/false);
   if (faster.is_object()) models_[index].faster = faster;
 }
 
@@ -450,8 +450,7 @@ FieldDistances GifRun::stored_distances(const std::vector<std::size_t>& models,
                                         std::optional<std::size_t> against, FieldKind kind) const {
   const Phase phase(run_.progress(), "distances");
   std::vector<FieldSource> sources;
-  for (const std::size_t m : models)
-    sources.push_back(FieldFile(field_path(m, kind), models_[m].keys.at(kind)).source());
+  for (const std::size_t m : models) sources.push_back(stored_field(m, kind).source());
   return field_distances(sources, config_.distance, against);
 }
 
@@ -498,8 +497,7 @@ std::vector<std::size_t> GifRun::all_models() const {
 json GifRun::model_list() const {
   json list = json::array();
   for (std::size_t i = 0; i < models_.size(); ++i) {
-    const double error =
-        FieldFile(field_path(i), models_[i].keys.at(FieldKind::kPath)).completeness_error();
+    const double error = stored_field(i).completeness_error();
     list.push_back({{"name", config_.models[i].name},
                     {"content", models_[i].content},
                     {"field", field_path(i).filename().string()},

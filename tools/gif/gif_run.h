@@ -80,6 +80,7 @@ class GifRun {
   FieldConfig settings(FieldKind kind) const;
   std::filesystem::path field_path(std::size_t index, FieldKind kind = FieldKind::kPath) const;
   FieldFileWriter::Shape field_shape(FieldKind kind = FieldKind::kPath) const;
+  FieldFile stored_field(std::size_t index, FieldKind kind = FieldKind::kPath) const;
   bool holds_field(std::size_t index, FieldKind kind = FieldKind::kPath) const;
   /// The network that fields are computed with: a faster form of `plain` where it is close enough.
   ScriptModel field_network(std::size_t index, ScriptModel& plain);
@@ -116,11 +117,11 @@ class GifRun {
                                  const at::Tensor& gradient, const at::Tensor& samples) const;
   /// Of all pairs, as far as all models have them; of victim_mistakes a row's model is the victim.
   std::map<std::string, at::Tensor> cheap_matrices() const;
-  /// Distances of all models to one, whose names say what they are.
+  /// Distances of all models to one.
   struct DistanceList {
-    std::size_t from;
     FieldDistances field;
-    at::Tensor gradient;  ///< (models, S), by gradient × input
+    BootstrapLimits limits;  ///< of the field's; undefined without `bootstrap`
+    at::Tensor gradient;     ///< (models, S), by gradient × input
     CheapDistances cheap;
   };
   DistanceList distances_to(std::size_t from);
@@ -128,7 +129,7 @@ class GifRun {
   /// per_sample.npy; the same as JSON.
   nlohmann::json write_list(const DistanceList& list,
                             const std::map<std::string, std::vector<std::string>>& more = {});
-  /// 95 % intervals by resampling samples; undefined limits without `bootstrap`.
+  /// 95 % intervals by resampling samples; undefined without `bootstrap`.
   BootstrapLimits limits_of(const at::Tensor& per_sample) const;
 
   /// The distances of all models to the victim, by name ("" is the field's), on some samples.

@@ -106,7 +106,8 @@ BootstrapLimits GifRun::limits_of(const at::Tensor& per_sample) const {
 
 GifRun::DistanceList GifRun::distances_to(std::size_t from) {
   const std::vector<std::size_t> all = all_models();
-  DistanceList list{from, distances(all, from), gradient_distances(all, from), {}};
+  DistanceList list{distances(all, from), {}, gradient_distances(all, from), {}};
+  list.limits = limits_of(list.field.per_sample);
   list.cheap =
       cheap_distances(from, all, list.gradient, at::arange(inputs_.inputs.size(0), at::kLong));
   return list;
@@ -115,13 +116,13 @@ GifRun::DistanceList GifRun::distances_to(std::size_t from) {
 json GifRun::write_list(const DistanceList& list,
                         const std::map<std::string, std::vector<std::string>>& more) {
   const auto& out = run_.settings().out;
-  json result = {{"distances", values_of(list.field.mean)}};
-  for (const auto& [name, values] : list.cheap) result[name] = values;
   std::vector<std::pair<std::string, std::vector<double>>> columns{
       {"distance", values_of(list.field.mean)}};
-  if (const BootstrapLimits limits = limits_of(list.field.per_sample); limits.low.defined()) {
-    columns.emplace_back("low", values_of(limits.low));
-    columns.emplace_back("high", values_of(limits.high));
+  json result = {{"distances", columns.front().second}};
+  for (const auto& [name, values] : list.cheap) result[name] = values;
+  if (list.limits.low.defined()) {
+    columns.emplace_back("low", values_of(list.limits.low));
+    columns.emplace_back("high", values_of(list.limits.high));
     result["low"] = columns[1].second;
     result["high"] = columns[2].second;
   }
@@ -333,8 +334,8 @@ json GifRun::unlearning() {
       const double mean = means.mean().item<double>();
       const double deviation = spread.numel() > 1 ? spread.std().item<double>() : 0.0;
       double low = mean - deviation, high = mean + deviation;
-      if (const BootstrapLimits limits = limits_of(samples.narrow(0, 0, 1));
-          !replicated && limits.low.defined()) {
+      if (!replicated && config_.bootstrap > 0) {
+        const BootstrapLimits limits = limits_of(samples);
         low = limits.low[0].item<double>();
         high = limits.high[0].item<double>();
       }

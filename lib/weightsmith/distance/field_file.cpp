@@ -19,6 +19,7 @@
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
+#include "weightsmith/tensor/first_row.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -236,13 +237,10 @@ FieldSource FieldFile::source() const {
                 read_tensor(file.path_, file.begin_ + static_cast<std::uint64_t>(begin) * row,
                             at::empty({count, file.dimensions_}, file.type_));
             if (file.type_ != at::kDouble) rows = rows.to(at::kFloat);
-            const at::Tensor finite = at::isfinite(rows).all(1);
-            if (!finite.all().item<bool>())
+            if (const auto bad = first_row_where(at::isfinite(rows).logical_not()))
               throw Error(
                   ErrorKind::kNumeric, file.path_.string(),
-                  fmt::format("the field of sample {} is not finite",
-                              (begin + at::nonzero(finite.logical_not())[0].item<std::int64_t>()) /
-                                  file.steps_),
+                  fmt::format("the field of sample {} is not finite", (begin + *bad) / file.steps_),
                   "compute it again, or leave the sample out");
             return rows;
           }};

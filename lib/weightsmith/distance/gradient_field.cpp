@@ -11,6 +11,7 @@
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
 #include "weightsmith/model/jit_runtime.h"
+#include "weightsmith/tensor/first_row.h"
 
 namespace weightsmith {
 
@@ -214,6 +215,12 @@ at::Tensor GradientField::gradients(const at::Tensor& points, const Mask& mask,
   }
 }
 
+void GradientField::refuse_outputs(std::int64_t sample) const {
+  throw Error(ErrorKind::kNumeric, model_.where(),
+              fmt::format("the outputs at sample {} or its baseline are not finite", sample),
+              "check the weights and the data's normalisation");
+}
+
 FieldChunk GradientField::chunk(const FieldInputs& all, std::int64_t begin, std::int64_t count) {
   const at::Tensor x = all.inputs.narrow(0, begin, count);
   const at::Tensor base = all.baselines.narrow(0, begin, count);
@@ -231,12 +238,8 @@ FieldChunk GradientField::chunk(const FieldInputs& all, std::int64_t begin, std:
   result.difference =
       (scalars(at_x, mask, own).to(at::kDouble) - scalars(outputs(base), mask, own).to(at::kDouble))
           .cpu();
-  const at::Tensor known = at::isfinite(result.difference);
-  if (!known.all().item<bool>())
-    throw Error(ErrorKind::kNumeric, model_.where(),
-                fmt::format("the outputs at sample {} or its baseline are not finite",
-                            begin + at::nonzero(known.logical_not())[0].item<std::int64_t>()),
-                "check the weights and the data's normalisation");
+  if (const auto bad = first_row_where(at::isfinite(result.difference).logical_not()))
+    refuse_outputs(begin + *bad);
 
   // Points of all samples, one after the other; a batch takes them wherever a sample ends.
   const at::Tensor alphas = at::tensor(path_.alphas, x.options());
@@ -250,11 +253,9 @@ FieldChunk GradientField::chunk(const FieldInputs& all, std::int64_t begin, std:
     gradient.narrow(0, first, points).copy_(gradients(z, mask, sample).flatten(1));
   });
 
-  const at::Tensor finite = at::isfinite(gradient.view({count, -1})).all(1);
-  if (!finite.all().item<bool>())
+  if (const auto bad = first_row_where(at::isfinite(gradient.view({count, -1})).logical_not()))
     throw Error(ErrorKind::kNumeric, model_.where(),
-                fmt::format("the gradients of sample {} are not finite",
-                            begin + at::nonzero(finite.logical_not())[0].item<std::int64_t>()),
+                fmt::format("the gradients of sample {} are not finite", begin + *bad),
                 "check the weights and the data's normalisation");
 
   // In double, as the authors' Gauss-Legendre fields are.
@@ -312,12 +313,7 @@ void GradientField::check(const FieldInputs& inputs) {
   }))
     count /= 2;
   check_rows(together, 2 * count);
-  if (const at::Tensor nan = at::nonzero(at::isnan(together.reshape({2 * count, -1})).any(1));
-      nan.size(0) > 0)
-    throw Error(ErrorKind::kNumeric, model_.where(),
-                fmt::format("the outputs at sample {} or its baseline are not finite",
-                            nan[0].item<std::int64_t>() % count),
-                "check the weights and the data's normalisation");
+  if (const auto bad = first_row_where(at::isnan(together))) refuse_outputs(*bad % count);
   const at::Tensor x = first(inputs.inputs);
   // What rounding is measured by: an output near zero may be the difference of large ones.
   const double size = together.abs().max().item<double>();

@@ -83,8 +83,8 @@ class GradientField {
   /// batch, and the field of one chunk (some batches' points, at least one sample). Polls stop
   /// requests between batches. Throws Error naming the model, kInput: outputs of another rank than
   /// the target needs, a class out of range (naming the sample), outputs that do not depend on the
-  /// inputs differentiably; kNumeric: gradients that are not finite (naming the sample), memory
-  /// that does not suffice for a single point.
+  /// inputs differentiably; kNumeric: outputs or gradients that are not finite (naming the sample),
+  /// memory that does not suffice for a single point.
   void compute(const FieldInputs& inputs, std::int64_t begin,
                const std::function<void(FieldChunk)>& take);
   /// The whole field in memory.
@@ -105,6 +105,7 @@ class GradientField {
   Mask mask_at(const at::Tensor& output, const at::Tensor& classes, std::int64_t first) const;
   at::Tensor scalars(const at::Tensor& output, const Mask& mask, const at::Tensor& sample) const;
   at::Tensor gradients(const at::Tensor& points, const Mask& mask, const at::Tensor& sample);
+  [[noreturn]] void refuse_outputs(std::int64_t sample) const;
   FieldChunk chunk(const FieldInputs& inputs, std::int64_t begin, std::int64_t count);
   /// Refuses classes (S) that are no outputs; `first`: what the first sample is called.
   void check_classes(const at::Tensor& classes, std::int64_t outputs, std::int64_t first) const;
