@@ -21,6 +21,7 @@ namespace {
 constexpr float kFloatInfinity = std::numeric_limits<float>::infinity();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kLanes = 64;
+constexpr std::int64_t kChains = 32;  // of additions, so that they overlap
 
 template <class Vector, class T>
 WS_INLINE void load(Vector& vector, const T* from) {
@@ -281,43 +282,124 @@ struct Body {
     }
     for (; j < n; ++j) x[j] = (y[j] < x[j] ? y[j] : x[j]) * factor;
   }
+
+  /// Sums of entry j of x go to chain j mod kChains, and chains are joined in one order whatever
+  /// the width.
+  using Chains = Doubles[kChains / kDoubles];
+
+  WS_INLINE static double joined(const Chains& sums) {
+    double chain[kChains];
+    for (std::int64_t k = 0; k < kChains / kDoubles; ++k) store(chain + k * kDoubles, sums[k]);
+    for (std::int64_t half = kChains / 2; half > 0; half /= 2)
+      for (std::int64_t k = 0; k < half; ++k) chain[k] += chain[k + half];
+    return chain[0];
+  }
+
+  /// The entries from j on, fewer than kChains, with zeros behind them.
+  WS_INLINE static void load_rest(const float* x, std::int64_t n, float (&rest)[kChains]) {
+    for (float& entry : rest) entry = 0.0F;
+    for (std::int64_t k = 0; k < n; ++k) rest[k] = x[k];
+  }
+
+  WS_INLINE static double sum(const float* x, std::int64_t n) {
+    Chains sums;
+    for (Doubles& vector : sums) fill(vector, 0.0);
+    const auto add = [&sums](const float* entries) __attribute__((always_inline)) {
+      for (std::int64_t k = 0; k < kChains / kDoubles; ++k) {
+        HalfFloats narrow;
+        load(narrow, entries + k * kDoubles);
+        sums[k] += __builtin_convertvector(narrow, Doubles);
+      }
+    };
+    std::int64_t j = 0;
+    for (; j + kChains <= n; j += kChains) add(x + j);
+    float rest[kChains];
+    load_rest(x + j, n - j, rest);
+    add(rest);
+    return joined(sums);
+  }
+
+  WS_INLINE static RowSums subtract(float* x, float shift, std::int64_t n) {
+    Chains sums;
+    Chains squares;
+    for (Doubles& vector : sums) fill(vector, 0.0);
+    for (Doubles& vector : squares) fill(vector, 0.0);
+    const auto add = [&](const float* entries) __attribute__((always_inline)) {
+      for (std::int64_t k = 0; k < kChains / kDoubles; ++k) {
+        HalfFloats narrow;
+        load(narrow, entries + k * kDoubles);
+        const Doubles wide = __builtin_convertvector(narrow, Doubles);
+        sums[k] += wide;
+        squares[k] += wide * wide;  // exact: a fused product has the same bits
+      }
+    };
+    Floats shifts;
+    fill(shifts, shift);
+    std::int64_t j = 0;
+    for (; j + kChains <= n; j += kChains) {
+      for (std::int64_t k = 0; k < kChains; k += kFloats) {
+        Floats values;
+        load(values, x + j + k);
+        values -= shifts;
+        store(x + j + k, values);
+      }
+      add(x + j);
+    }
+    for (std::int64_t k = j; k < n; ++k) x[k] -= shift;
+    float rest[kChains];
+    load_rest(x + j, n - j, rest);
+    add(rest);
+    return {joined(sums), joined(squares)};
+  }
 };
 
-#define WS_ROW_KERNELS(name, bytes, attributes)                                                    \
-  namespace name {                                                                                 \
-  attributes bool update_column_maxima(const float* row, std::int64_t n, std::int32_t index,       \
-                                       float* maxima, std::int32_t* argument) {                    \
-    return Body<bytes>::update_column_maxima(row, n, index, maxima, argument);                     \
-  }                                                                                                \
-  attributes bool all_finite(const float* row, std::int64_t n) {                                   \
-    return Body<bytes>::all_finite(row, n);                                                        \
-  }                                                                                                \
-  attributes void lane_maxima(const float* row, const double* price, std::int64_t n,               \
-                              double* maxima) {                                                    \
-    Body<bytes>::lane_maxima(row, price, n, maxima);                                               \
-  }                                                                                                \
-  attributes std::int64_t collect_at_least(const float* row, const double* price, std::int64_t n,  \
-                                           double threshold, std::int32_t* columns,                \
-                                           std::int64_t capacity) {                                \
-    return Body<bytes>::collect_at_least(row, price, n, threshold, columns, capacity);             \
-  }                                                                                                \
-  attributes std::int64_t collect_shorter(const float* row, const double* price, std::int64_t n,   \
-                                          double offset, double limit, const double* distance,     \
-                                          std::int32_t* columns) {                                 \
-    return Body<bytes>::collect_shorter(row, price, n, offset, limit, distance, columns);          \
-  }                                                                                                \
-  attributes double largest_margin(const float* row, const double* price, std::int64_t n) {        \
-    return Body<bytes>::largest_margin(row, price, n);                                             \
-  }                                                                                                \
-  attributes FirstMaximum first_maximum(const float* row, const std::int32_t* alive,               \
-                                        std::int64_t n) {                                          \
-    return Body<bytes>::first_maximum(row, alive, n);                                              \
-  }                                                                                                \
-  attributes void lower_and_scale(float* x, const float* y, float factor, std::int64_t n) {        \
-    Body<bytes>::lower_and_scale(x, y, factor, n);                                                 \
-  }                                                                                                \
-  constexpr RowKernels kSet{update_column_maxima, all_finite,     lane_maxima,   collect_at_least, \
-                            collect_shorter,      largest_margin, first_maximum, lower_and_scale}; \
+#define WS_ROW_KERNELS(name, bytes, attributes)                                                   \
+  namespace name {                                                                                \
+  attributes bool update_column_maxima(const float* row, std::int64_t n, std::int32_t index,      \
+                                       float* maxima, std::int32_t* argument) {                   \
+    return Body<bytes>::update_column_maxima(row, n, index, maxima, argument);                    \
+  }                                                                                               \
+  attributes bool all_finite(const float* row, std::int64_t n) {                                  \
+    return Body<bytes>::all_finite(row, n);                                                       \
+  }                                                                                               \
+  attributes void lane_maxima(const float* row, const double* price, std::int64_t n,              \
+                              double* maxima) {                                                   \
+    Body<bytes>::lane_maxima(row, price, n, maxima);                                              \
+  }                                                                                               \
+  attributes std::int64_t collect_at_least(const float* row, const double* price, std::int64_t n, \
+                                           double threshold, std::int32_t* columns,               \
+                                           std::int64_t capacity) {                               \
+    return Body<bytes>::collect_at_least(row, price, n, threshold, columns, capacity);            \
+  }                                                                                               \
+  attributes std::int64_t collect_shorter(const float* row, const double* price, std::int64_t n,  \
+                                          double offset, double limit, const double* distance,    \
+                                          std::int32_t* columns) {                                \
+    return Body<bytes>::collect_shorter(row, price, n, offset, limit, distance, columns);         \
+  }                                                                                               \
+  attributes double largest_margin(const float* row, const double* price, std::int64_t n) {       \
+    return Body<bytes>::largest_margin(row, price, n);                                            \
+  }                                                                                               \
+  attributes FirstMaximum first_maximum(const float* row, const std::int32_t* alive,              \
+                                        std::int64_t n) {                                         \
+    return Body<bytes>::first_maximum(row, alive, n);                                             \
+  }                                                                                               \
+  attributes void lower_and_scale(float* x, const float* y, float factor, std::int64_t n) {       \
+    Body<bytes>::lower_and_scale(x, y, factor, n);                                                \
+  }                                                                                               \
+  attributes double sum(const float* x, std::int64_t n) { return Body<bytes>::sum(x, n); }        \
+  attributes RowSums subtract(float* x, float shift, std::int64_t n) {                            \
+    return Body<bytes>::subtract(x, shift, n);                                                    \
+  }                                                                                               \
+  constexpr RowKernels kSet{update_column_maxima,                                                 \
+                            all_finite,                                                           \
+                            lane_maxima,                                                          \
+                            collect_at_least,                                                     \
+                            collect_shorter,                                                      \
+                            largest_margin,                                                       \
+                            first_maximum,                                                        \
+                            lower_and_scale,                                                      \
+                            sum,                                                                  \
+                            subtract};                                                            \
   }
 
 WS_ROW_KERNELS(baseline, 16, )

@@ -10,9 +10,15 @@ struct FirstMaximum {
   std::int32_t index;
 };
 
-/// Passes over one row of a float32 matrix: the inner loops of the assignment and of zip, for one
-/// width of vector registers. Every set returns the same values to the last bit, so that a matching
-/// does not depend on the machine it was computed on.
+/// Sums of the entries of a row and of their squares.
+struct RowSums {
+  double entries;
+  double squares;
+};
+
+/// Passes over one row of a float32 matrix: the inner loops of the assignment, of zip and of
+/// second moments, for one width of vector registers. Every set returns the same values to the last
+/// bit, so that a matching does not depend on the machine it was computed on.
 struct RowKernels {
   /// Raises `maxima[j]` to row[j] and, where it did, sets `argument[j] = index` (n entries each).
   /// Returns whether all of `row` is finite.
@@ -46,6 +52,12 @@ struct RowKernels {
 
   /// x[j] = min(x[j], y[j]) * factor.
   void (*lower_and_scale)(float* x, const float* y, float factor, std::int64_t n);
+
+  /// The sum of x, in double.
+  double (*sum)(const float* x, std::int64_t n);
+
+  /// x[j] -= shift, and sums of what is left, in double.
+  RowSums (*subtract)(float* x, float shift, std::int64_t n);
 };
 
 enum class VectorWidth { k128, k256, k512 };

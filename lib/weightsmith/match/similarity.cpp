@@ -75,7 +75,7 @@ void check_similarity(const Similarity& similarity, std::string_view where) {
                expected_shape(similarity), where);
 }
 
-void check_packed(const PackedSimilarity& similarity, std::string_view where) {
+void check_similarity(const PackedSimilarity& similarity, std::string_view where) {
   const bool all_pairs = similarity.scope == Similarity::Scope::kAllPairs;
   check_values(similarity.values, similarity.stack, all_pairs || similarity.stack.is_even(),
                all_pairs
@@ -104,7 +104,7 @@ PackedSimilarity packed(const Similarity& similarity) {
 }
 
 Similarity unpacked(const PackedSimilarity& similarity, Similarity::Scope scope) {
-  check_packed(similarity, "similarities");
+  check_similarity(similarity, "similarities");
   if (similarity.scope == Similarity::Scope::kCrossModel) {
     WS_CHECK(scope == similarity.scope);
     return {similarity.scope, similarity.stack, similarity.values};
@@ -124,40 +124,48 @@ Similarity unpacked(const PackedSimilarity& similarity, Similarity::Scope scope)
       }
     return result;
   }
-  // Mirrored tile by tile: a plain transposed write would miss the caches.
-  constexpr std::int64_t kTile = 64;
-  const auto tile = [&](std::int64_t r0, std::int64_t c0) {
-    for (std::int64_t r = r0; r < std::min(r0 + kTile, n); ++r) {
-      const float* const row = from + packed_row(r, n);
-      for (std::int64_t c = std::max(c0, r); c < std::min(c0 + kTile, n); ++c)
-        to[r * n + c] = to[c * n + r] = row[c];
-    }
-  };
-  at::parallel_for(0, (n + kTile - 1) / kTile, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t t = begin; t < end; ++t)
-      for (std::int64_t c0 = t * kTile; c0 < n; c0 += kTile) tile(t * kTile, c0);
+  mirror_tiles(n, [&](std::int64_t r, std::int64_t begin, std::int64_t end) {
+    const float* const row = from + packed_row(r, n);
+    for (std::int64_t c = begin; c < end; ++c) to[r * n + c] = to[c * n + r] = row[c];
   });
   return result;
 }
+
+namespace {
+
+/// `row`: the similarities of stacked unit i with those from `begin` on.
+void check_finite_row(const float* row, std::int64_t i, std::int64_t begin, std::int64_t end,
+                      std::string_view where) {
+  if (row_kernels().all_finite(row, end - begin)) return;
+  for (std::int64_t j = begin; j < end; ++j)
+    if (i != j && !std::isfinite(row[j - begin]))
+      throw Error(
+          ErrorKind::kNumeric, where,
+          fmt::format("the similarity of stacked units {} and {} is {}", i, j, row[j - begin]),
+          "similarities must be finite");
+}
+
+}  // namespace
 
 void check_finite(const Similarity& similarity, std::string_view where) {
   check_similarity(similarity, where);
   WS_CHECK(similarity.scope == Similarity::Scope::kAllPairs);
   const std::int64_t stacked = similarity.stack.size();
-  const float* values = similarity.values.data_ptr<float>();
-  const RowKernels& kernels = row_kernels();
-  for (std::int64_t i = 0; i < stacked; ++i) {
-    const float* row = values + i * stacked;
-    if (kernels.all_finite(row, stacked)) continue;
-    for (std::int64_t j = 0; j < stacked; ++j)
-      if (i != j && !std::isfinite(row[j]))
-        throw Error(ErrorKind::kNumeric, where,
-                    fmt::format("the similarity of stacked units {} and {} is {}", i, j, row[j]),
-                    "similarities must be finite");
-  }
+  const float* const values = similarity.values.data_ptr<float>();
+  for (std::int64_t i = 0; i < stacked; ++i)
+    check_finite_row(values + i * stacked, i, 0, stacked, where);
 }
 
-void blend(Similarity& weight, const Similarity& activation, double balance,
+void check_finite(const PackedSimilarity& similarity, std::string_view where) {
+  check_similarity(similarity, where);
+  WS_CHECK(similarity.scope == Similarity::Scope::kAllPairs);
+  const std::int64_t stacked = similarity.stack.size();
+  const float* const values = similarity.values.data_ptr<float>();
+  for (std::int64_t i = 0; i < stacked; ++i)
+    check_finite_row(values + packed_row(i, stacked) + i, i, i, stacked, where);
+}
+
+void blend(PackedSimilarity& weight, const PackedSimilarity& activation, double balance,
            std::string_view where) {
   check_similarity(weight, where);
   check_similarity(activation, where);

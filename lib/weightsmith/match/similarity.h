@@ -1,7 +1,9 @@
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string_view>
 
@@ -49,9 +51,6 @@ PackedSimilarity packed(const Similarity& similarity);
 /// numbers of units do not have).
 Similarity unpacked(const PackedSimilarity& similarity, Similarity::Scope scope);
 
-/// check_similarity for packed values.
-void check_packed(const PackedSimilarity& similarity, std::string_view where);
-
 /// A similarity of all pairs from a matrix (O, O) of models with O / models units each. Throws
 /// Error{kInput} naming `where` otherwise.
 Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,
@@ -62,15 +61,31 @@ Similarity no_similarity(const UnitStack& stack, Similarity::Scope scope);
 
 /// Checks shape, type and layout. Throws Error{kInput} naming `where`.
 void check_similarity(const Similarity& similarity, std::string_view where);
+void check_similarity(const PackedSimilarity& similarity, std::string_view where);
 
 /// Throws Error{kNumeric} naming `where` and the first two stacked units whose similarity is NaN or
 /// infinite, for all pairs: not every way of matching reads all of them. The diagonal, a unit with
 /// itself, says nothing and may hold anything.
 void check_finite(const Similarity& similarity, std::string_view where);
+void check_finite(const PackedSimilarity& similarity, std::string_view where);
 
 /// Dual space (MuDSC): `weight` becomes balance * weight + (1 - balance) * activation, balance in
 /// [0, 1]. Both must have the same scope and sizes (Error{kInput} naming `where`).
-void blend(Similarity& weight, const Similarity& activation, double balance,
+void blend(PackedSimilarity& weight, const PackedSimilarity& activation, double balance,
            std::string_view where);
+
+/// Calls visit(row, first column, last column + 1) for all parts of rows of an n x n matrix that
+/// lie on its diagonal or to the right of it; from several threads, square by square, so that what
+/// is written to [column][row] too stays in the caches.
+template <class Visit>
+void mirror_tiles(std::int64_t n, const Visit& visit) {
+  constexpr std::int64_t kTile = 64;
+  at::parallel_for(0, (n + kTile - 1) / kTile, 1, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t r0 = first * kTile; r0 < std::min(last * kTile, n); r0 += kTile)
+      for (std::int64_t c0 = r0; c0 < n; c0 += kTile)
+        for (std::int64_t r = r0; r < std::min(r0 + kTile, n); ++r)
+          visit(r, std::max(c0, r), std::min(c0 + kTile, n));
+  });
+}
 
 }  // namespace weightsmith

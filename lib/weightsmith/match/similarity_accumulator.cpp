@@ -8,17 +8,20 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <utility>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/threads.h"
+#include "weightsmith/match/row_kernels.h"
 
 namespace weightsmith {
 namespace {
 
 constexpr std::int64_t kPieceFloats = std::int64_t{16} << 20;  // 64 MB
-constexpr std::int64_t kStrip = 128;                           // rows, so that products stay large
+constexpr std::int64_t kBlock = 32;                            // rows that are filled together
 constexpr double kSmallestScale = 1e-7;                        // the authors' bound
 
 struct RowMoments {
@@ -27,29 +30,78 @@ struct RowMoments {
   double squares = 0.0;   // sum of squared deviations from the mean
 };
 
-/// Sum of term(x) over a row, in eight chains so that additions overlap.
-template <class Term>
-double sum_of(const float* x, std::int64_t n, Term term) {
-  std::array<double, 8> sums{};
-  std::int64_t j = 0;
-  for (; j + 8 <= n; j += 8)
-    for (int k = 0; k < 8; ++k) sums[k] += term(static_cast<double>(x[j + k]));
-  for (; j < n; ++j) sums[j % 8] += term(static_cast<double>(x[j]));
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-}
-
 /// Subtracts the float32 nearest to the mean, which is exact for values near it, and measures what
 /// is left in double.
 RowMoments centre_row(float* x, std::int64_t n) {
-  const double length = static_cast<double>(n);
-  const double mean = sum_of(x, n, [](double v) { return v; }) / length;
-  const auto shift = static_cast<float>(mean);
-  for (std::int64_t j = 0; j < n; ++j) x[j] -= shift;
-  const double residual = sum_of(x, n, [](double v) { return v; }) / length;
-  const double squares = sum_of(x, n, [](double v) { return v * v; });
+  const RowKernels& kernels = row_kernels();
+  const auto length = static_cast<double>(n);
+  const auto shift = static_cast<float>(kernels.sum(x, n) / length);
+  const RowSums left = kernels.subtract(x, shift, n);
+  const double residual = left.entries / length;
   return {static_cast<double>(shift) + residual, residual,
           // NaN must come first to pass through.
-          std::max(squares - length * residual * residual, 0.0)};
+          std::max(left.squares - left.entries * residual, 0.0)};
+}
+
+/// Where the numbers of the units of one model's member stand: unit u's are runs of `run` of them,
+/// which begin at data + u * unit_stride + starts[k].
+struct UnitColumns {
+  const float* data;
+  std::int64_t unit_stride;
+  std::int64_t run;
+  std::vector<std::int64_t> starts;
+
+  std::int64_t size() const { return run * static_cast<std::int64_t>(starts.size()); }
+};
+
+/// `member`: float32 (units, observations…) on the CPU, of any strides.
+UnitColumns columns_of(const at::Tensor& member) {
+  UnitColumns columns{member.data_ptr<float>(), member.stride(0), 1, {0}};
+  std::int64_t d = member.dim() - 1;
+  for (; d > 0 && (member.size(d) == 1 || member.stride(d) == columns.run); --d)
+    columns.run *= member.size(d);
+  for (std::int64_t outer = 1; outer <= d; ++outer) {
+    std::vector<std::int64_t> starts;
+    starts.reserve(columns.starts.size() * member.size(outer));
+    for (const std::int64_t start : columns.starts)
+      for (std::int64_t k = 0; k < member.size(outer); ++k)
+        starts.push_back(start + k * member.stride(outer));
+    columns.starts = std::move(starts);
+  }
+  return columns;
+}
+
+/// Copies a unit's numbers side by side. The size of most kernels is known to the compiler (kRun;
+/// 0: any).
+template <int kRun>
+void copy_runs(const UnitColumns& columns, const float* from, float* to) {
+  const std::int64_t run = kRun > 0 ? kRun : columns.run;
+  for (const std::int64_t start : columns.starts) {
+    std::memcpy(to, from + start, run * sizeof(float));
+    to += run;
+  }
+}
+
+/// Copies the columns of units from `unit` on, at most kBlock of them, to rows `stride` apart.
+void copy_block(const UnitColumns& columns, std::int64_t unit, std::int64_t units, float* to,
+                std::int64_t stride) {
+  const float* const from = columns.data + unit * columns.unit_stride;
+  const auto runs = static_cast<std::int64_t>(columns.starts.size());
+  if (columns.unit_stride != 1 || columns.run != 1) {
+    const auto copy = columns.run == 9 ? copy_runs<9> : copy_runs<0>;
+    for (std::int64_t u = 0; u < units; ++u)
+      copy(columns, from + u * columns.unit_stride, to + u * stride);
+    return;
+  }
+  // Units side by side: transposed in tiles that stay in the nearest cache.
+  std::array<std::array<float, kBlock>, kBlock> tile;
+  for (std::int64_t k0 = 0; k0 < runs; k0 += kBlock) {
+    const std::int64_t count = std::min(kBlock, runs - k0);
+    for (std::int64_t k = 0; k < count; ++k)
+      std::copy_n(from + columns.starts[k0 + k], units, tile[k].data());
+    for (std::int64_t u = 0; u < units; ++u)
+      for (std::int64_t k = 0; k < count; ++k) to[u * stride + k0 + k] = tile[k][u];
+  }
 }
 
 /// A rectangle of pairs of stacked units.
@@ -60,32 +112,24 @@ struct Rectangle {
   std::int64_t width;
 };
 
-/// The pairs that are asked for, each once: rectangles of models with models; of a model with
-/// itself strips, of which only the part right of the diagonal is there.
-std::vector<Rectangle> rectangles(const UnitStack& stack, Similarity::Scope scope) {
+/// The pairs that are asked for, in tiles that one thread multiplies at nearly its full speed. On
+/// the diagonal they are smaller: of a tile there half is computed for nothing.
+std::vector<Rectangle> tiles_of(const UnitStack& stack, Similarity::Scope scope) {
   std::vector<Rectangle> found;
-  const auto add = [&](std::int64_t row, std::int64_t column, std::int64_t height,
-                       std::int64_t width) {
-    if (height > 0 && width > 0) found.push_back({row, column, height, width});
-  };
   for (std::int64_t i = 0; i < stack.models(); ++i) {
     if (scope == Similarity::Scope::kCrossModel && i > 0) break;
     const std::int64_t n = stack.units(i);
-    if (scope == Similarity::Scope::kAllPairs) {
-      const std::int64_t strip = std::max(kStrip, n / 8);
-      for (std::int64_t top = 0; top < n; top += strip)
-        add(stack.offset(i) + top, stack.offset(i) + top, std::min(strip, n - top), n - top);
+    for (std::int64_t j = i; j < stack.models(); ++j) {
+      if (j == i && scope == Similarity::Scope::kCrossModel) continue;
+      const std::int64_t side = j == i ? std::clamp<std::int64_t>(n / 8, 64, 256)
+                                       : std::clamp<std::int64_t>(n / 4, 128, 512);
+      for (std::int64_t r = 0; r < n; r += side)
+        for (std::int64_t c = j == i ? r : 0; c < stack.units(j); c += side)
+          found.push_back({stack.offset(i) + r, stack.offset(j) + c, std::min(side, n - r),
+                           std::min(side, stack.units(j) - c)});
     }
-    for (std::int64_t j = i + 1; j < stack.models(); ++j)
-      add(stack.offset(i), stack.offset(j), n, stack.units(j));
   }
   return found;
-}
-
-/// The first n numbers of memory that is enlarged where it is too small.
-at::Tensor at_least(at::Tensor& memory, std::int64_t n) {
-  if (!memory.defined() || memory.numel() < n) memory = at::empty({n}, at::kFloat);
-  return memory.narrow(0, 0, n);
 }
 
 }  // namespace
@@ -98,19 +142,31 @@ SimilarityAccumulator::SimilarityAccumulator(const UnitStack& stack, Similarity:
   WS_CHECK(stack.models() >= 1 && (scope == Similarity::Scope::kAllPairs || stack.is_even()));
   mean_ = at::zeros({stack.size()}, at::kDouble);
   squares_ = at::zeros({stack.size()}, at::kDouble);
-  for (const Rectangle& r : rectangles(stack, scope))
-    products_.push_back({r.row, r.column, at::zeros({r.height, r.width}, at::kDouble)});
+  for (const Rectangle& r : tiles_of(stack, scope))
+    tiles_.push_back({r.row, r.column, at::zeros({r.height, r.width}, at::kDouble)});
 }
 
 std::int64_t SimilarityAccumulator::bytes(const UnitStack& stack, Similarity::Scope scope) {
   std::int64_t entries = 0;
-  for (const Rectangle& r : rectangles(stack, scope)) entries += r.height * r.width;
+  for (const Rectangle& r : tiles_of(stack, scope)) entries += r.height * r.width;
   return entries * static_cast<std::int64_t>(sizeof(double));
 }
 
 void SimilarityAccumulator::add(const std::vector<at::Tensor>& features, std::int64_t channel_dim,
                                 std::string_view where) {
-  const at::NoGradGuard no_grad;
+  add_members({units_first(features, channel_dim, where)}, where);
+}
+
+void SimilarityAccumulator::add_together(const std::vector<std::vector<at::Tensor>>& members,
+                                         std::string_view where) {
+  std::vector<std::vector<at::Tensor>> checked;
+  for (const auto& member : members) checked.push_back(units_first(member, 0, where));
+  add_members(checked, where);
+}
+
+std::vector<at::Tensor> SimilarityAccumulator::units_first(const std::vector<at::Tensor>& features,
+                                                           std::int64_t channel_dim,
+                                                           std::string_view where) const {
   if (static_cast<std::int64_t>(features.size()) != stack_.models())
     throw Error(
         ErrorKind::kInput, where,
@@ -137,40 +193,83 @@ void SimilarityAccumulator::add(const std::vector<at::Tensor>& features, std::in
   }
   for (at::Tensor& m : moved)
     if (m.dim() == 1) m = m.unsqueeze(1);
-  const std::int64_t extent = moved[0].size(1);
-  std::int64_t column_floats = 0;
-  for (const at::Tensor& m : moved) column_floats += m.numel() / std::max<std::int64_t>(1, extent);
-  if (column_floats == 0) return;
-  const std::int64_t step = std::max<std::int64_t>(1, kPieceFloats / column_floats);
-  for (std::int64_t begin = 0; begin < extent; begin += step) {
-    std::vector<at::Tensor> chunk;
-    for (const at::Tensor& m : moved)
-      chunk.push_back(m.narrow(1, begin, std::min(step, extent - begin)));
-    add_chunk(chunk, where);
-  }
+  return moved;
 }
 
-void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
+void SimilarityAccumulator::add_members(const std::vector<std::vector<at::Tensor>>& members,
+                                        std::string_view where) {
+  const at::NoGradGuard no_grad;
+  if (stack_.size() == 0) return;
+  const std::int64_t room = kPieceFloats / stack_.size();  // columns of a piece
+  std::vector<std::vector<at::Tensor>> piece;
+  std::int64_t used = 0;
+  const auto finish = [&] {
+    if (used > 0) add_piece(piece, where);
+    piece.clear();
+    used = 0;
+  };
+  for (const std::vector<at::Tensor>& member : members) {
+    const std::int64_t extent = member[0].size(1);
+    std::int64_t columns = 1;  // of one step along that dimension
+    for (std::int64_t d = 2; d < member[0].dim(); ++d) columns *= member[0].size(d);
+    if (columns == 0) continue;
+    for (std::int64_t begin = 0; begin < extent;) {
+      if (used > 0 && used + columns > room) finish();
+      const std::int64_t steps =
+          std::clamp<std::int64_t>((room - used) / columns, 1, extent - begin);
+      std::vector<at::Tensor>& part = piece.emplace_back();
+      for (const at::Tensor& m : member) part.push_back(m.narrow(1, begin, steps));
+      used += steps * columns;
+      begin += steps;
+    }
+  }
+  finish();
+}
+
+void SimilarityAccumulator::add_piece(const std::vector<std::vector<at::Tensor>>& members,
                                       std::string_view where) {
   const std::int64_t stacked = stack_.size();
-  std::int64_t length = 1;
-  for (std::int64_t d = 1; d < chunk[0].dim(); ++d) length *= chunk[0].size(d);
-  const at::Tensor piece = at_least(workspace_->piece, stacked * length).view({stacked, length});
-  for (std::int64_t i = 0; i < stack_.models(); ++i)
-    piece.narrow(0, stack_.offset(i), stack_.units(i)).view(chunk[i].sizes()).copy_(chunk[i]);
+  // [model][member], and what they point into where it had to be converted.
+  std::vector<std::vector<UnitColumns>> columns(stack_.models());
+  std::vector<at::Tensor> converted;
+  for (const std::vector<at::Tensor>& member : members)
+    for (std::size_t i = 0; i < member.size(); ++i)
+      columns[i].push_back(columns_of(converted.emplace_back(member[i].to(at::kCPU, at::kFloat))));
+  std::int64_t length = 0;
+  for (const UnitColumns& c : columns.front()) length += c.size();
+  // Rows whose distance is no power of two spread a column over the caches' sets.
+  const std::int64_t stride = (length + 31) / 16 * 16;
+  at::Tensor& memory = workspace_->piece;
+  if (!memory.defined() || memory.numel() < stacked * stride)
+    memory = at::empty({stacked * stride}, at::kFloat);
+  const at::Tensor piece =
+      memory.narrow(0, 0, stacked * stride).view({stacked, stride}).narrow(1, 0, length);
 
   std::vector<RowMoments> moments(stacked);
   float* const rows = piece.data_ptr<float>();
-  at::parallel_for(0, stacked, std::max<std::int64_t>(1, 32768 / length),
-                   [&](std::int64_t begin, std::int64_t end) {
-                     for (std::int64_t u = begin; u < end; ++u)
-                       moments[u] = centre_row(rows + u * length, length);
-                   });
+  for (std::int64_t i = 0; i < stack_.models(); ++i) {
+    const std::int64_t blocks = (stack_.units(i) + kBlock - 1) / kBlock;
+    at::parallel_for(0, blocks, std::max<std::int64_t>(1, 32768 / (kBlock * length)),
+                     [&](std::int64_t first, std::int64_t last) {
+                       for (std::int64_t unit = first * kBlock; unit < last * kBlock;
+                            unit += kBlock) {
+                         const std::int64_t units = std::min(kBlock, stack_.units(i) - unit);
+                         const std::int64_t row = stack_.offset(i) + unit;
+                         float* to = rows + row * stride;
+                         for (const UnitColumns& c : columns[i]) {
+                           copy_block(c, unit, units, to, stride);
+                           to += c.size();
+                         }
+                         for (std::int64_t u = row; u < row + units; ++u)
+                           moments[u] = centre_row(rows + u * stride, length);
+                       }
+                     });
+  }
   for (std::int64_t u = 0; u < stacked; ++u) {
     // A bounded sum of squares also bounds every product: |<x, y>| <= |x| |y|.
     if (moments[u].squares < std::numeric_limits<float>::max()) continue;
     // Centring has spread a NaN or infinity over its row.
-    const bool finite = std::isfinite(rows[u * length]);
+    const bool finite = std::isfinite(rows[u * stride]);
     throw Error(ErrorKind::kNumeric, where,
                 fmt::format("unit {} of model {} has features that are {}",
                             u - stack_.offset(stack_.model_of(u)), stack_.model_of(u),
@@ -190,29 +289,24 @@ void SimilarityAccumulator::add_chunk(const std::vector<at::Tensor>& chunk,
     squares[u] += moments[u].squares + weight * distance[u] * distance[u];
     mean[u] += distance[u] * new_count / (old_count + new_count);
   }
-  for (const Products& products : products_) {
-    const std::int64_t height = products.sums.size(0);
-    const std::int64_t width = products.sums.size(1);
-    at::Tensor product = at_least(workspace_->product, height * width).view({height, width});
-    at::mm_out(product, piece.narrow(0, products.row, height),
-               piece.narrow(0, products.column, width).t());
-    const float* const found = product.data_ptr<float>();
-    double* const sums = products.sums.data_ptr<double>();
-    const RowMoments* const of_columns = moments.data() + products.column;
-    const double* const distance_of_columns = distance.data() + products.column;
-    at::parallel_for(0, height, std::max<std::int64_t>(1, 32768 / width),
-                     [&](std::int64_t begin, std::int64_t end) {
-                       for (std::int64_t r = begin; r < end; ++r) {
-                         const double apart = weight * distance[products.row + r];
-                         const double off_centre = new_count * moments[products.row + r].residual;
-                         const float* const row = found + r * width;
-                         double* const sum = sums + r * width;
-                         for (std::int64_t c = 0; c < width; ++c)
-                           sum[c] += static_cast<double>(row[c]) + apart * distance_of_columns[c] -
-                                     off_centre * of_columns[c].residual;
-                       }
-                     });
-  }
+  share_tasks(static_cast<std::int64_t>(tiles_.size()), [&](std::int64_t t) {
+    const Tile& tile = tiles_[t];
+    const std::int64_t height = tile.sums.size(0);
+    const std::int64_t width = tile.sums.size(1);
+    const at::Tensor product =
+        at::mm(piece.narrow(0, tile.row, height), piece.narrow(0, tile.column, width).t());
+    const float* row = product.data_ptr<float>();
+    double* sum = tile.sums.data_ptr<double>();
+    const RowMoments* const of_columns = moments.data() + tile.column;
+    const double* const distance_of_columns = distance.data() + tile.column;
+    for (std::int64_t r = tile.row; r < tile.row + height; ++r, row += width, sum += width) {
+      const double apart = weight * distance[r];
+      const double off_centre = new_count * moments[r].residual;
+      for (std::int64_t c = 0; c < width; ++c)
+        sum[c] += static_cast<double>(row[c]) + apart * distance_of_columns[c] -
+                  off_centre * of_columns[c].residual;
+    }
+  });
   count_ += length;
 }
 
@@ -272,27 +366,24 @@ void SimilarityAccumulator::normalise(bool centred, std::string_view where, cons
     scale[u] =
         std::sqrt(squares_.data_ptr<double>()[u] / count + (centred ? 0.0 : mean[u] * mean[u]));
   const double smallest = centred ? kSmallestScale : std::numeric_limits<double>::min();
-  for (const Products& products : products_) {
-    const std::int64_t height = products.sums.size(0);
-    const std::int64_t width = products.sums.size(1);
-    const double* const sums = products.sums.data_ptr<double>();
-    // Tile by tile: a mirror image written row by row would miss the caches.
-    constexpr std::int64_t kTile = 64;
-    const auto tile = [&](std::int64_t r0, std::int64_t c0) {
-      for (std::int64_t r = r0; r < std::min(r0 + kTile, height); ++r)
-        for (std::int64_t c = c0; c < std::min(c0 + kTile, width); ++c) {
-          const std::int64_t u = products.row + r;
-          const std::int64_t v = products.column + c;
-          if (v < u) continue;
-          const double moment = sums[r * width + c] / count + (centred ? 0.0 : mean[u] * mean[v]);
-          put(u, v, static_cast<float>(moment / std::max(scale[u] * scale[v], smallest)));
-        }
-    };
-    at::parallel_for(0, (height + kTile - 1) / kTile, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t t = begin; t < end; ++t)
-        for (std::int64_t c0 = 0; c0 < width; c0 += kTile) tile(t * kTile, c0);
-    });
-  }
+  share_tasks(static_cast<std::int64_t>(tiles_.size()), [&](std::int64_t t) {
+    const Tile& tile = tiles_[t];
+    const std::int64_t height = tile.sums.size(0);
+    const std::int64_t width = tile.sums.size(1);
+    const double* const sums = tile.sums.data_ptr<double>();
+    // Square by square: a mirror image written row by row would miss the caches.
+    constexpr std::int64_t kSquare = 64;
+    for (std::int64_t r0 = 0; r0 < height; r0 += kSquare)
+      for (std::int64_t c0 = 0; c0 < width; c0 += kSquare)
+        for (std::int64_t r = r0; r < std::min(r0 + kSquare, height); ++r)
+          for (std::int64_t c = c0; c < std::min(c0 + kSquare, width); ++c) {
+            const std::int64_t u = tile.row + r;
+            const std::int64_t v = tile.column + c;
+            if (v < u) continue;
+            const double moment = sums[r * width + c] / count + (centred ? 0.0 : mean[u] * mean[v]);
+            put(u, v, static_cast<float>(moment / std::max(scale[u] * scale[v], smallest)));
+          }
+  });
 }
 
 }  // namespace weightsmith

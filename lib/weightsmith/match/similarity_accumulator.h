@@ -25,10 +25,9 @@ namespace weightsmith {
 /// most 64 MB of a piece (never the whole of it, nor of all of them).
 class SimilarityAccumulator {
  public:
-  /// Memory for one piece of features and its products, which accumulators may take turns with.
+  /// Memory for one piece of features, which accumulators may take turns with.
   struct Workspace {
-    at::Tensor piece;    // float32
-    at::Tensor product;  // float32
+    at::Tensor piece;  // float32, enlarged where it is too small
   };
 
   /// `workspace`: by default one of its own.
@@ -45,6 +44,10 @@ class SimilarityAccumulator {
   /// large to multiply in float32.
   void add(const std::vector<at::Tensor>& features, std::int64_t channel_dim,
            std::string_view where);
+
+  /// Adds several taps or members in as few products as they fit into: members[m][i] is of model i
+  /// with its units along dimension 0, otherwise as for add(). Errors name `where` for all of them.
+  void add_together(const std::vector<std::vector<at::Tensor>>& members, std::string_view where);
 
   /// Observations added so far.
   std::int64_t count() const { return count_; }
@@ -66,14 +69,20 @@ class SimilarityAccumulator {
 
  private:
   /// Sums of products of deviations: `sums` (rows, columns), double, of stacked units from `row`
-  /// and `column` on. Blocks never lie left of the diagonal, and cover it in strips.
-  struct Products {
+  /// and `column` on. No tile lies left of the diagonal.
+  struct Tile {
     std::int64_t row;
     std::int64_t column;
     at::Tensor sums;
   };
 
-  void add_chunk(const std::vector<at::Tensor>& chunk, std::string_view where);
+  /// Throws unless there is one tensor a model with its units along `dim` and otherwise of one
+  /// shape; returns them with at least two dimensions, the units first.
+  std::vector<at::Tensor> units_first(const std::vector<at::Tensor>& features, std::int64_t dim,
+                                      std::string_view where) const;
+  /// [member][model], as units_first() returns them, in pieces that fit the workspace.
+  void add_members(const std::vector<std::vector<at::Tensor>>& members, std::string_view where);
+  void add_piece(const std::vector<std::vector<at::Tensor>>& members, std::string_view where);
   Similarity whole(bool centred, std::string_view where) const;
   PackedSimilarity packed(bool centred, std::string_view where) const;
   template <class Put>
@@ -84,7 +93,7 @@ class SimilarityAccumulator {
   std::int64_t count_ = 0;
   at::Tensor mean_;     // (O) double
   at::Tensor squares_;  // (O) double: sums of squared deviations
-  std::vector<Products> products_;
+  std::vector<Tile> tiles_;
   std::shared_ptr<Workspace> workspace_;
 };
 

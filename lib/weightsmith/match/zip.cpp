@@ -1,5 +1,6 @@
 #include "weightsmith/match/zip.h"
 
+#include <ATen/Parallel.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
@@ -55,10 +56,12 @@ class Clusters {
 
   /// Call once the rows are filled in.
   void start() {
-    for (std::int64_t i = 0; i < n_; ++i) {
-      row(i)[i] = -kInfinity;
-      look_again(i);
-    }
+    at::parallel_for(0, n_, 64, [this](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        row(i)[i] = -kInfinity;
+        look_again(i);
+      }
+    });
   }
 
   struct Pair {
@@ -154,6 +157,31 @@ class Clusters {
   std::vector<std::int32_t> joined_;       // the cluster a dead one joined
 };
 
+/// Fills the rows of clusters: cluster x is stacked unit unit[x], which ascend.
+void fill_rows(const Similarity& similarity, Clusters& clusters,
+               const std::vector<std::int64_t>& unit) {
+  const auto n = static_cast<std::int64_t>(unit.size());
+  const float* const values = similarity.values.data_ptr<float>();
+  at::parallel_for(0, n, 64, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t x = begin; x < end; ++x) {
+      const float* const from = values + unit[x] * similarity.stack.size();
+      float* const to = clusters.row(x);
+      for (std::int64_t y = 0; y < n; ++y) to[y] = from[unit[y]];
+    }
+  });
+}
+
+void fill_rows(const PackedSimilarity& similarity, Clusters& clusters,
+               const std::vector<std::int64_t>& unit) {
+  const auto n = static_cast<std::int64_t>(unit.size());
+  const float* const values = similarity.values.data_ptr<float>();
+  mirror_tiles(n, [&](std::int64_t x, std::int64_t begin, std::int64_t end) {
+    const float* const from = values + packed_row(unit[x], similarity.stack.size());
+    float* const to = clusters.row(x);
+    for (std::int64_t y = begin; y < end; ++y) to[y] = clusters.row(y)[x] = from[unit[y]];
+  });
+}
+
 struct Tally {
   double sum = 0.0;
   std::int64_t merges = 0;
@@ -204,9 +232,16 @@ std::int64_t zip_slots(const UnitStack& stack, std::int64_t blocks, double reduc
 
 namespace {
 
+/// The similarity with the first model's units alone, which is what align() reads.
+const Similarity& across_models(const Similarity& similarity) { return similarity; }
+Similarity across_models(const PackedSimilarity& similarity) {
+  return unpacked(similarity, Similarity::Scope::kCrossModel);
+}
+
 /// `given`: the sets of blocks, or null to find them.
-Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, std::int64_t blocks,
-                     const Matching* given, std::string_view where) {
+template <class AnySimilarity>
+Matching zip_in_sets(const AnySimilarity& similarity, const ZipOptions& options,
+                     std::int64_t blocks, const Matching* given, std::string_view where) {
   check_zip_options(options, where);
   check_similarity(similarity, where);
   const UnitStack& stack = similarity.stack;
@@ -243,7 +278,11 @@ Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, st
     if (given != nullptr) return given->slot;
     std::vector<std::int32_t> found(models * blocks, 0);
     if (blocks == 1) return found;
-    const Matching order = align(similarity, blocks, where);
+    if (!stack.is_even())
+      throw Error(ErrorKind::kInput, where,
+                  "the models have different numbers of units in blocks that are to be assigned",
+                  "only blocks of equal models can be");
+    const Matching order = align(across_models(similarity), blocks, where);
     const std::int64_t q = in_block.front();
     for (std::int64_t i = 0; i < models; ++i)
       for (std::int64_t k = 0; k < blocks; ++k)
@@ -252,22 +291,18 @@ Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, st
   };
   const std::vector<std::int32_t> set_of = sets();
 
-  const float* values = similarity.values.data_ptr<float>();
   std::vector<std::int32_t> slot(stacked);
   std::int64_t slots = 0;
   Tally tally;
   for (std::int64_t s = 0; s < blocks; ++s) {
-    // The first unit of the set's block in each model, in the stacked order.
-    std::vector<std::int64_t> begin(models, 0);
+    std::vector<std::int64_t> unit;  // of the set's blocks, model after model
     for (std::int64_t i = 0; i < models; ++i)
       for (std::int64_t k = 0; k < blocks; ++k)
-        if (set_of[i * blocks + k] == s) begin[i] = stack.offset(i) + k * in_block[i];
+        if (set_of[i * blocks + k] == s)
+          for (std::int64_t u = 0; u < in_block[i]; ++u)
+            unit.push_back(stack.offset(i) + k * in_block[i] + u);
     Clusters clusters(set_stack);
-    for (std::int64_t i = 0; i < models; ++i)
-      for (std::int64_t u = 0; u < in_block[i]; ++u)
-        for (std::int64_t j = 0; j < models; ++j)
-          std::copy_n(values + (begin[i] + u) * stacked + begin[j], in_block[j],
-                      clusters.row(set_stack.offset(i) + u) + set_stack.offset(j));
+    fill_rows(similarity, clusters, unit);
     clusters.start();
     std::vector<Budget> block_budgets(models, block_budget);
     for (std::int64_t i = 0; i < models; ++i)
@@ -275,8 +310,7 @@ Matching zip_in_sets(const Similarity& similarity, const ZipOptions& options, st
     zip_clusters(clusters, set - kept, static_cast<float>(options.a), model_budgets,
                  blocks > 1 ? &block_budgets : nullptr, tally, where);
     const std::vector<std::int32_t> numbered = clusters.numbered(slots);
-    for (std::int64_t i = 0; i < models; ++i)
-      std::copy_n(numbered.begin() + set_stack.offset(i), in_block[i], slot.begin() + begin[i]);
+    for (std::size_t x = 0; x < unit.size(); ++x) slot[unit[x]] = numbered[x];
     slots += kept;
   }
   const double value = tally.merges == 0 ? 0.0 : tally.sum / static_cast<double>(tally.merges);
@@ -290,8 +324,13 @@ Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64
   return zip_in_sets(similarity, options, blocks, nullptr, where);
 }
 
-Matching zip_within(const Similarity& similarity, const ZipOptions& options, const Matching& blocks,
-                    std::string_view where) {
+Matching zip(const PackedSimilarity& similarity, const ZipOptions& options, std::int64_t blocks,
+             std::string_view where) {
+  return zip_in_sets(similarity, options, blocks, nullptr, where);
+}
+
+Matching zip_within(const PackedSimilarity& similarity, const ZipOptions& options,
+                    const Matching& blocks, std::string_view where) {
   WS_CHECK(blocks.stack.models() == similarity.stack.models() && blocks.is_permutation(), where);
   return zip_in_sets(similarity, options, blocks.slots, &blocks, where);
 }

@@ -52,10 +52,10 @@ std::int64_t zip_slots(const UnitStack& stack, std::int64_t blocks, double reduc
 /// for all, as above. Blocks of unequal models cannot be assigned by their units: give the sets
 /// (zip_within), or one block.
 ///
-/// One float32 copy of S is worked on. Every row keeps its first largest entry, and only rows whose
-/// entry a merge touched look again: O(O^2) for typical matrices, O(O^3) at worst; 4096 x 4096
-/// takes a fraction of a second. A non-symmetric S is taken as it is: row and column of x both
-/// become the minimum of the rows.
+/// One float32 matrix of all pairs is worked on, whichever form S is given in. Every row keeps its
+/// first largest entry, and only rows whose entry a merge touched look again: O(O^2) for typical
+/// matrices, O(O^3) at worst; 4096 x 4096 takes a fraction of a second. A non-symmetric S is taken
+/// as it is: row and column of x both become the minimum of the rows.
 ///
 /// Throws Error{kInput} naming `where` when the similarity is not of all pairs, shapes disagree or
 /// g does not divide the units; Error{kNumeric} for a NaN or infinite entry off the diagonal;
@@ -63,9 +63,11 @@ std::int64_t zip_slots(const UnitStack& stack, std::int64_t blocks, double reduc
 /// stop request (Interrupted).
 Matching zip(const Similarity& similarity, const ZipOptions& options, std::int64_t blocks,
              std::string_view where);
+Matching zip(const PackedSimilarity& similarity, const ZipOptions& options, std::int64_t blocks,
+             std::string_view where);
 
 /// zip() with the sets of blocks given: `blocks` is an alignment whose units are the blocks.
-Matching zip_within(const Similarity& similarity, const ZipOptions& options, const Matching& blocks,
-                    std::string_view where);
+Matching zip_within(const PackedSimilarity& similarity, const ZipOptions& options,
+                    const Matching& blocks, std::string_view where);
 
 }  // namespace weightsmith

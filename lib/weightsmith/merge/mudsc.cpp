@@ -147,15 +147,14 @@ class Matcher {
   /// Matches the groups of a bundle on their similarities: first the blocks, on the sum of what all
   /// groups say of them, then units inside. For a group alone both at once.
   std::vector<Matching> match(const std::vector<std::size_t>& bundle,
-                              const std::vector<Similarity>& similarities) {
+                              const std::vector<PackedSimilarity>& similarities) {
     if (bundle.size() == 1) return {match(bundle.front(), similarities.front())};
     const Stopwatch watch(result_.matching_s);
     const std::int64_t blocks = groups_.groups[bundle.front()].units;
     const auto where = [&](std::size_t i) { return "group " + groups_.groups[bundle[i]].name; };
-    at::Tensor affinities =
-        unpacked(packed(similarities.front()), Similarity::Scope::kCrossModel).values.clone();
+    at::Tensor affinities = across_models(similarities.front()).values.clone();
     for (std::size_t i = 1; i < bundle.size(); ++i)
-      affinities += block_affinities(similarities[i], blocks, where(i));
+      affinities += block_affinities(across_models(similarities[i]), blocks, where(i));
     affinities /= static_cast<double>(bundle.size());
     std::vector<Matching> matchings;
     matchings.push_back(align({Similarity::Scope::kCrossModel,
@@ -165,7 +164,7 @@ class Matcher {
     for (std::size_t i = 1; i < bundle.size(); ++i)
       matchings.push_back(
           options_.variant.method == MergeMethod::kAlign
-              ? align_within(similarities[i], matchings.front(), where(i))
+              ? align_within(across_models(similarities[i]), matchings.front(), where(i))
               : zip_within(similarities[i], zip_options(), matchings.front(), where(i)));
     return matchings;
   }
@@ -178,14 +177,18 @@ class Matcher {
     return zip;
   }
 
-  Matching match(std::size_t g, const Similarity& similarity) {
+  static Similarity across_models(const PackedSimilarity& similarity) {
+    return unpacked(similarity, Similarity::Scope::kCrossModel);
+  }
+
+  Matching match(std::size_t g, const PackedSimilarity& similarity) {
     const UnitGroup& group = groups_.groups[g];
     const std::string where = "group " + group.name;
     const Stopwatch watch(result_.matching_s);
     if (options_.variant.method == MergeMethod::kAlign)
       return options_.align.reference == AlignReference::kMean
-                 ? align_to_mean(similarity, group.blocks, where)
-                 : align(similarity, group.blocks, where);
+                 ? align_to_mean(unpacked(similarity, scope()), group.blocks, where)
+                 : align(across_models(similarity), group.blocks, where);
     return zip(similarity, zip_options(), group.blocks, where);
   }
 
@@ -195,9 +198,8 @@ class Matcher {
     for (std::size_t g = 0; g < size(); ++g) {
       stop_here_if_requested();
       if (bundle_of_[g].front() == g) {
-        std::vector<Similarity> similarities;
-        for (const std::size_t h : bundle_of_[g])
-          similarities.push_back(unpacked(activation_[h], scope()));
+        std::vector<PackedSimilarity> similarities;
+        for (const std::size_t h : bundle_of_[g]) similarities.push_back(by_activations(h));
         std::vector<Matching> matchings = match(bundle_of_[g], similarities);
         for (std::size_t i = 0; i < matchings.size(); ++i)
           state_.matchings[bundle_of_[g][i]] = std::move(matchings[i]);
@@ -205,6 +207,12 @@ class Matcher {
       }
       phase.update(static_cast<std::int64_t>(g) + 1);
     }
+  }
+
+  /// Of group g, what the method needs.
+  PackedSimilarity by_activations(std::size_t g) const {
+    const PackedSimilarity& kept = activation_[g];
+    return kept.scope == scope() ? kept : packed(unpacked(kept, scope()));
   }
 
   /// How many numbers a unit of group g is compared by, when parameters that reach groups not
@@ -267,14 +275,14 @@ class Matcher {
   /// Matches group g and all whose blocks have one order with its.
   void rematch(std::size_t g, UnmatchedAxes unmatched) {
     const std::vector<std::size_t>& bundle = bundle_of_[g];
-    std::vector<Similarity> similarities;
+    std::vector<PackedSimilarity> similarities;
     for (const std::size_t member : bundle) {
       const Stopwatch watch(result_.similarity_s);
-      Similarity& similarity = similarities.emplace_back(
+      PackedSimilarity& similarity = similarities.emplace_back(
           weight_similarity(states_, groups_, uses_, member, state_.matchings, options_.similarity,
                             scope(), unmatched));
       if (options_.variant.space == MergeSpace::kDual)
-        blend(similarity, unpacked(activation_[member], scope()), options_.variant.balance,
+        blend(similarity, by_activations(member), options_.variant.balance,
               "group " + groups_.groups[member].name);
     }
     std::vector<Matching> matchings = match(bundle, similarities);
@@ -332,30 +340,26 @@ class MemberRows {
   MemberRows(SimilarityAccumulator& to, const UnitStack& stack, Similarity::Scope scope)
       : to_(to), stack_(stack), scope_(scope) {}
 
-  /// `rows`: (units, columns) of every model.
+  /// `rows`: (units, …) of every model.
   void add(std::vector<at::Tensor> rows, const std::string& parameter) {
-    columns_ += rows.front().size(1);
-    members_.emplace_back(std::move(rows), parameter);
+    columns_ += rows.front().numel() / std::max<std::int64_t>(1, rows.front().size(0));
+    members_.push_back(std::move(rows));
+    names_.push_back(parameter);
     if (columns_ >= kEnough) flush();
   }
 
   void flush() {
     if (members_.empty()) return;
-    std::vector<at::Tensor> joined;
-    for (std::size_t i = 0; i < members_.front().first.size(); ++i) {
-      std::vector<at::Tensor> parts;
-      for (const auto& [rows, parameter] : members_) parts.push_back(rows[i]);
-      joined.push_back(parts.size() == 1 ? parts.front() : at::cat(parts, 1));
-    }
     try {
-      to_.add(joined, 0, members_.front().second);
+      to_.add_together(members_, names_.front());
     } catch (const Error&) {
       // Which of them it is.
-      for (const auto& [rows, parameter] : members_)
-        SimilarityAccumulator(stack_, scope_).add(rows, 0, parameter);
+      for (std::size_t m = 0; m < members_.size(); ++m)
+        SimilarityAccumulator(stack_, scope_).add(members_[m], 0, names_[m]);
       throw;
     }
     members_.clear();
+    names_.clear();
     columns_ = 0;
   }
 
@@ -365,21 +369,23 @@ class MemberRows {
   SimilarityAccumulator& to_;
   const UnitStack& stack_;
   Similarity::Scope scope_;
-  std::vector<std::pair<std::vector<at::Tensor>, std::string>> members_;
+  std::vector<std::vector<at::Tensor>> members_;  // [member][model]
+  std::vector<std::string> names_;
   std::int64_t columns_ = 0;
 };
 
 }  // namespace
 
-Similarity weight_similarity(const NetworkStates& states, const UnitGroups& groups,
-                             const ParameterUses& uses, std::size_t g,
-                             const std::vector<Matching>& matchings, SimilarityMeasure measure,
-                             Similarity::Scope scope, UnmatchedAxes unmatched) {
+PackedSimilarity weight_similarity(const NetworkStates& states, const UnitGroups& groups,
+                                   const ParameterUses& uses, std::size_t g,
+                                   const std::vector<Matching>& matchings,
+                                   SimilarityMeasure measure, Similarity::Scope scope,
+                                   UnmatchedAxes unmatched) {
   const at::NoGradGuard no_grad;
   const UnitGroup& group = groups.groups[g];
   const auto models = static_cast<std::int64_t>(states.models.size());
   const UnitStack stack = stack_of(group, models);
-  if (group.members.empty()) return no_similarity(stack, scope);
+  if (group.members.empty()) return packed(no_similarity(stack, scope));
   SimilarityAccumulator similarity(stack, scope);
   MemberRows pending(similarity, stack, scope);
   for (std::size_t m = 0; m < group.members.size(); ++m) {
@@ -409,10 +415,10 @@ Similarity weight_similarity(const NetworkStates& states, const UnitGroups& grou
   }
   pending.flush();
   // Buffers say nothing, and what reaches groups not matched yet may be left out.
-  if (similarity.count() == 0) return no_similarity(stack, scope);
+  if (similarity.count() == 0) return packed(no_similarity(stack, scope));
   const std::string where = "weights of group " + group.name;
-  return measure == SimilarityMeasure::kCorrelation ? similarity.correlation(where)
-                                                    : similarity.cosine(where);
+  return measure == SimilarityMeasure::kCorrelation ? similarity.packed_correlation(where)
+                                                    : similarity.packed_cosine(where);
 }
 
 MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
@@ -434,7 +440,8 @@ SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& gr
     const std::string where = "group " + groups.groups[g].name;
     const Similarity::Scope scope =
         activation.empty() ? Similarity::Scope::kAllPairs : activation[g].scope;
-    const Similarity weight = weight_similarity(states, groups, uses, g, matchings, measure, scope);
+    const Similarity weight =
+        unpacked(weight_similarity(states, groups, uses, g, matchings, measure, scope), scope);
     total.weight += agreement(weight, matchings[g], where) / static_cast<double>(size);
     if (!activation.empty())
       total.activation += agreement(unpacked(activation[g], scope), matchings[g], where) /

@@ -61,11 +61,11 @@ enum class UnmatchedAxes {
 /// h is not matched yet, and `unmatched` says what that means. As in the authors' code, axes that
 /// consume units are averaged here and axes that produce them added up, the reverse of what merging
 /// does at the end; for permutations both are the same.
-Similarity weight_similarity(const NetworkStates& states, const UnitGroups& groups,
-                             const ParameterUses& uses, std::size_t g,
-                             const std::vector<Matching>& matchings, SimilarityMeasure measure,
-                             Similarity::Scope scope,
-                             UnmatchedAxes unmatched = UnmatchedAxes::kInOrder);
+PackedSimilarity weight_similarity(const NetworkStates& states, const UnitGroups& groups,
+                                   const ParameterUses& uses, std::size_t g,
+                                   const std::vector<Matching>& matchings,
+                                   SimilarityMeasure measure, Similarity::Scope scope,
+                                   UnmatchedAxes unmatched = UnmatchedAxes::kInOrder);
 
 /// Matches the units of every group (Xu et al., "Training-Free Pretrained Model Merging", CVPR
 /// 2024, section 3.3 and algorithm 1; the weight-space sweeps are those of Git Re-Basin, Ainsworth

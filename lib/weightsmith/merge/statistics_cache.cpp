@@ -36,7 +36,7 @@ std::optional<std::vector<PackedSimilarity>> StatisticsCache::load(const UnitGro
       if (values == stored.tensors.end())
         throw Error(ErrorKind::kInput, file().string(), "lacks group " + group.name);
       similarities.push_back({scope, stack_of(group, models), values->second});
-      check_packed(similarities.back(), file().string());
+      check_similarity(similarities.back(), file().string());
     }
     return similarities;
   } catch (const Error& e) {

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/threads.h"
 #include "weightsmith/merge/blend.h"
 
 namespace weightsmith {
@@ -278,10 +279,13 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
 }
 
 at::Tensor unit_rows(const at::Tensor& tensor, const GroupMember& member, std::int64_t units) {
-  at::Tensor rows = axis_first(tensor, member);
-  if (!member.index.empty() || member.length < rows.size(0))
+  at::Tensor rows =
+      member.groups == 1 ? tensor.movedim(member.axis, 0) : axis_first(tensor, member);
+  if (!member.index.empty())
     rows = rows.index_select(0, positions_of(member).to(tensor.device()));
-  return rows.reshape({units, -1});
+  else
+    rows = rows.narrow(0, member.offset, member.length);
+  return rows.unflatten(0, std::vector<std::int64_t>{units, member.length / units});
 }
 
 at::Tensor merge_parameter(const std::vector<at::Tensor>& tensors, const std::vector<AxisUse>& uses,
@@ -319,15 +323,21 @@ TensorMap merge_states(const std::vector<TensorMap>& states, const UnitGroups& g
                        const std::vector<Matching>& matchings, const ModelShares& shares) {
   WS_CHECK(!states.empty() && matchings.size() == groups.groups.size());
   const ParameterUses uses = parameter_uses(groups);
-  TensorMap merged;
-  for (const auto& [name, tensor] : states.front()) {
+  TensorMap merged = states.front();
+  std::vector<TensorMap::value_type*> entries;
+  for (auto& entry : merged) entries.push_back(&entry);
+  // Largest first: what is left for the end is soon done.
+  std::stable_sort(entries.begin(), entries.end(), [](const auto* a, const auto* b) {
+    return a->second.numel() > b->second.numel();
+  });
+  share_tasks(static_cast<std::int64_t>(entries.size()), [&](std::int64_t e) {
+    auto& [name, result] = *entries[e];
     std::vector<at::Tensor> tensors;
     for (const TensorMap& state : states) tensors.push_back(state.at(name));
     const auto use = uses.find(name);
-    merged[name] =
-        merge_parameter(tensors, use == uses.end() ? std::vector<AxisUse>{} : use->second, groups,
-                        matchings, shares);
-  }
+    result = merge_parameter(tensors, use == uses.end() ? std::vector<AxisUse>{} : use->second,
+                             groups, matchings, shares);
+  });
   return merged;
 }
 

@@ -54,7 +54,8 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
                         const Matching& matching, std::int64_t model, SlotWeight weight,
                         const ModelShares& shares = {}, std::int64_t keep_inside = 0);
 
-/// What a member says of each unit: (units, everything else).
+/// What a member says of each unit: (units, elements a unit, the other axes); a view where that can
+/// be.
 at::Tensor unit_rows(const at::Tensor& tensor, const GroupMember& member, std::int64_t units);
 
 /// Merges one parameter: every model's tensor is spread along all its member axes, then averaged

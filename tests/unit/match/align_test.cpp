@@ -124,17 +124,17 @@ TEST_CASE("align names the layer, models and unit of a fault") {
 
 TEST_CASE("blending mixes two spaces by balance") {
   Rng rng(24);
-  const Similarity w = all_pairs_similarity(random_matrix(8, 8, rng), 2, "x");
-  const Similarity a = all_pairs_similarity(random_matrix(8, 8, rng), 2, "x");
-  const auto blended = [&](double balance, const Similarity& with) {
-    Similarity result = w;
+  const PackedSimilarity w = packed(all_pairs_similarity(random_matrix(8, 8, rng), 2, "x"));
+  const PackedSimilarity a = packed(all_pairs_similarity(random_matrix(8, 8, rng), 2, "x"));
+  const auto blended = [&](double balance, const PackedSimilarity& with) {
+    PackedSimilarity result = w;
     result.values = w.values.clone();
     blend(result, with, balance, "x");
     return result.values;
   };
   CHECK(at::allclose(blended(0.25, a), 0.25 * w.values + 0.75 * a.values));
   CHECK(at::equal(blended(1.0, a), w.values));
-  const Similarity other = all_pairs_similarity(at::zeros({8, 8}), 4, "x");
+  const PackedSimilarity other = packed(all_pairs_similarity(at::zeros({8, 8}), 4, "x"));
   expect_error(ErrorKind::kInput, {"same units"}, [&] { blended(0.5, other); });
 }
 

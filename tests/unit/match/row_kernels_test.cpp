@@ -86,6 +86,29 @@ void compare_with_plain_loops(const RowKernels& k, std::int64_t n, Rng& rng) {
   k.lower_and_scale(lowered.data(), c.other.data(), 0.3F, n);
   for (std::int64_t j = 0; j < n; ++j) CHECK(lowered[j] == std::min(c.row[j], c.other[j]) * 0.3F);
 
+  double sum = 0;
+  double left = 0;
+  double squares = 0;
+  for (std::int64_t j = 0; j < n; ++j) {
+    const double rest = c.other[j] - 0.3F;
+    sum += c.other[j];
+    left += rest;
+    squares += rest * rest;
+  }
+  CHECK(k.sum(c.other.data(), n) == Approx(sum).margin(1e-13));
+  std::vector<float> moved = c.other;
+  const RowSums sums = k.subtract(moved.data(), 0.3F, n);
+  CHECK(sums.entries == Approx(left).margin(1e-13));
+  CHECK(sums.squares == Approx(squares).margin(1e-13));
+  for (std::int64_t j = 0; j < n; ++j) CHECK(moved[j] == c.other[j] - 0.3F);
+  // To the last bit what every processor has.
+  const RowKernels& baseline = row_kernels(VectorWidth::k128);
+  CHECK(k.sum(c.other.data(), n) == baseline.sum(c.other.data(), n));
+  moved = c.other;
+  const RowSums expected_sums = baseline.subtract(moved.data(), 0.3F, n);
+  CHECK(sums.entries == expected_sums.entries);
+  CHECK(sums.squares == expected_sums.squares);
+
   for (std::int64_t j = 0; j < n; ++j) {
     for (const float bad :
          {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {

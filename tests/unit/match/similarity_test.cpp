@@ -245,5 +245,5 @@ TEST_CASE("packed similarities hold what the whole ones do") {
   }
   PackedSimilarity wrong{Scope::kAllPairs, {2, 3}, at::zeros({20})};
   expect_error(ErrorKind::kInput, {"x.safetensors", "[21]"},
-               [&] { check_packed(wrong, "x.safetensors"); });
+               [&] { check_similarity(wrong, "x.safetensors"); });
 }

@@ -161,7 +161,7 @@ TEST_CASE("skipping groups whose neighbours stayed gives what matching them agai
   std::vector<double> history;
   while (failures < 5) {
     for (const std::int64_t g : order.next()) {
-      const Similarity similarity =
+      const PackedSimilarity similarity =
           weight_similarity(states, groups, uses, static_cast<std::size_t>(g), current,
                             SimilarityMeasure::kCorrelation, Similarity::Scope::kAllPairs);
       current[g] = zip(similarity, {}, groups.groups[g].blocks, "test");
