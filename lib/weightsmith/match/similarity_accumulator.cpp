@@ -112,23 +112,46 @@ struct Rectangle {
   std::int64_t width;
 };
 
-/// The pairs that are asked for, in tiles that one thread multiplies at nearly its full speed. On
-/// the diagonal they are smaller: of a tile there half is computed for nothing.
+constexpr std::int64_t kLargestTile = 512;
+
+/// Cuts a rectangle into tiles.
+void add_tiles(std::vector<Rectangle>& tiles, const Rectangle& all, std::int64_t side) {
+  for (std::int64_t r = 0; r < all.height; r += side)
+    for (std::int64_t c = 0; c < all.width; c += side)
+      tiles.push_back({all.row + r, all.column + c, std::min(side, all.height - r),
+                       std::min(side, all.width - c)});
+}
+
+/// The pairs of n units from `first` on with each other: half against half, and so on with the
+/// halves. Of the small tiles that are left on the diagonal half is computed for nothing.
+void add_triangle(std::vector<Rectangle>& tiles, std::int64_t first, std::int64_t n,
+                  std::int64_t smallest) {
+  if (n <= smallest) {
+    if (n > 0) tiles.push_back({first, first, n, n});
+    return;
+  }
+  const std::int64_t half = (n / 2 + 15) / 16 * 16;
+  add_tiles(tiles, {first, first + half, half, n - half}, kLargestTile);
+  add_triangle(tiles, first, half, smallest);
+  add_triangle(tiles, first + half, n - half, smallest);
+}
+
+/// The pairs that are asked for, in tiles that one thread multiplies at nearly its full speed; the
+/// largest first, so that threads end together.
 std::vector<Rectangle> tiles_of(const UnitStack& stack, Similarity::Scope scope) {
   std::vector<Rectangle> found;
   for (std::int64_t i = 0; i < stack.models(); ++i) {
     if (scope == Similarity::Scope::kCrossModel && i > 0) break;
     const std::int64_t n = stack.units(i);
-    for (std::int64_t j = i; j < stack.models(); ++j) {
-      if (j == i && scope == Similarity::Scope::kCrossModel) continue;
-      const std::int64_t side = j == i ? std::clamp<std::int64_t>(n / 8, 64, 256)
-                                       : std::clamp<std::int64_t>(n / 4, 128, 512);
-      for (std::int64_t r = 0; r < n; r += side)
-        for (std::int64_t c = j == i ? r : 0; c < stack.units(j); c += side)
-          found.push_back({stack.offset(i) + r, stack.offset(j) + c, std::min(side, n - r),
-                           std::min(side, stack.units(j) - c)});
-    }
+    for (std::int64_t j = i + 1; j < stack.models(); ++j)
+      add_tiles(found, {stack.offset(i), stack.offset(j), n, stack.units(j)},
+                std::clamp<std::int64_t>(n / 4, 128, kLargestTile));
+    if (scope == Similarity::Scope::kAllPairs)
+      add_triangle(found, stack.offset(i), n, std::clamp<std::int64_t>(n / 16, 64, 128));
   }
+  std::stable_sort(found.begin(), found.end(), [](const Rectangle& a, const Rectangle& b) {
+    return a.height * a.width > b.height * b.width;
+  });
   return found;
 }
 
@@ -327,35 +350,30 @@ PackedSimilarity SimilarityAccumulator::packed_cosine(std::string_view where) co
 }
 
 Similarity SimilarityAccumulator::whole(bool centred, std::string_view where) const {
-  Similarity result = no_similarity(stack_, scope_);
-  float* const values = result.values.data_ptr<float>();
-  const std::int64_t stacked = stack_.size();
-  const std::int64_t n = stack_.units(0);
-  if (scope_ == Similarity::Scope::kAllPairs)
-    normalise(centred, where, [=](std::int64_t u, std::int64_t v, float value) {
-      values[u * stacked + v] = values[v * stacked + u] = value;
-    });
-  else
-    normalise(centred, where, [=](std::int64_t u, std::int64_t v, float value) {
-      values[(v / n - 1) * n * n + u * n + v % n] = value;
-    });
-  return result;
+  return unpacked(packed(centred, where), scope_);
 }
 
 PackedSimilarity SimilarityAccumulator::packed(bool centred, std::string_view where) const {
-  if (scope_ == Similarity::Scope::kCrossModel) return weightsmith::packed(whole(centred, where));
   PackedSimilarity result{scope_, stack_, at::empty({packed_size(stack_, scope_)}, at::kFloat)};
   float* const values = result.values.data_ptr<float>();
   const std::int64_t stacked = stack_.size();
-  normalise(centred, where, [=](std::int64_t u, std::int64_t v, float value) {
-    values[packed_row(u, stacked) + v] = value;
-  });
+  if (scope_ == Similarity::Scope::kAllPairs) {
+    normalise(centred, where,
+              [=](std::int64_t u, std::int64_t v) { return values + packed_row(u, stacked) + v; });
+  } else {
+    const std::int64_t n = stack_.units(0);
+    result.values = result.values.view({stack_.models() - 1, n, n});
+    normalise(centred, where, [=](std::int64_t u, std::int64_t v) {
+      return values + (v / n - 1) * n * n + u * n + v % n;
+    });
+  }
   return result;
 }
 
-/// Calls put(u, v, value) for all pairs that are asked for, u ≤ v; from several threads.
-template <class Put>
-void SimilarityAccumulator::normalise(bool centred, std::string_view where, const Put& put) const {
+/// Writes all pairs u ≤ v that are asked for, those of a row of a tile from place(u, v) on.
+template <class Place>
+void SimilarityAccumulator::normalise(bool centred, std::string_view where,
+                                      const Place& place) const {
   if (count_ == 0)
     throw Error(ErrorKind::kInput, where, "no features were collected",
                 "the similarity of units needs at least one observation");
@@ -371,18 +389,17 @@ void SimilarityAccumulator::normalise(bool centred, std::string_view where, cons
     const std::int64_t height = tile.sums.size(0);
     const std::int64_t width = tile.sums.size(1);
     const double* const sums = tile.sums.data_ptr<double>();
-    // Square by square: a mirror image written row by row would miss the caches.
-    constexpr std::int64_t kSquare = 64;
-    for (std::int64_t r0 = 0; r0 < height; r0 += kSquare)
-      for (std::int64_t c0 = 0; c0 < width; c0 += kSquare)
-        for (std::int64_t r = r0; r < std::min(r0 + kSquare, height); ++r)
-          for (std::int64_t c = c0; c < std::min(c0 + kSquare, width); ++c) {
-            const std::int64_t u = tile.row + r;
-            const std::int64_t v = tile.column + c;
-            if (v < u) continue;
-            const double moment = sums[r * width + c] / count + (centred ? 0.0 : mean[u] * mean[v]);
-            put(u, v, static_cast<float>(moment / std::max(scale[u] * scale[v], smallest)));
-          }
+    for (std::int64_t r = 0; r < height; ++r) {
+      const std::int64_t u = tile.row + r;
+      const std::int64_t begin = std::max<std::int64_t>(0, u - tile.column);
+      if (begin >= width) continue;
+      float* const to = place(u, tile.column + begin);
+      for (std::int64_t c = begin; c < width; ++c) {
+        const std::int64_t v = tile.column + c;
+        const double moment = sums[r * width + c] / count + (centred ? 0.0 : mean[u] * mean[v]);
+        to[c - begin] = static_cast<float>(moment / std::max(scale[u] * scale[v], smallest));
+      }
+    }
   });
 }
 

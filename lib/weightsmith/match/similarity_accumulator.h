@@ -85,8 +85,8 @@ class SimilarityAccumulator {
   void add_piece(const std::vector<std::vector<at::Tensor>>& members, std::string_view where);
   Similarity whole(bool centred, std::string_view where) const;
   PackedSimilarity packed(bool centred, std::string_view where) const;
-  template <class Put>
-  void normalise(bool centred, std::string_view where, const Put& put) const;
+  template <class Place>
+  void normalise(bool centred, std::string_view where, const Place& place) const;
 
   UnitStack stack_;
   Similarity::Scope scope_;

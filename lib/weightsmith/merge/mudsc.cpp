@@ -13,6 +13,7 @@
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
+#include "weightsmith/core/threads.h"
 #include "weightsmith/match/agreement.h"
 #include "weightsmith/match/align.h"
 #include "weightsmith/match/similarity_accumulator.h"
@@ -108,6 +109,13 @@ class Matcher {
     std::vector<std::optional<std::vector<std::int64_t>>> seen;  // neighbours' when last matched
   };
 
+  /// Groups whose blocks have one order, and what is to be matched.
+  struct Waiting {
+    const std::vector<std::size_t>* bundle;
+    std::vector<PackedSimilarity> similarities;
+  };
+  static constexpr std::int64_t kWaitingValues = std::int64_t{8} << 20;  // 32 MB
+
   std::size_t size() const { return groups_.groups.size(); }
 
   Similarity::Scope scope() const {
@@ -147,9 +155,8 @@ class Matcher {
   /// Matches the groups of a bundle on their similarities: first the blocks, on the sum of what all
   /// groups say of them, then units inside. For a group alone both at once.
   std::vector<Matching> match(const std::vector<std::size_t>& bundle,
-                              const std::vector<PackedSimilarity>& similarities) {
+                              const std::vector<PackedSimilarity>& similarities) const {
     if (bundle.size() == 1) return {match(bundle.front(), similarities.front())};
-    const Stopwatch watch(result_.matching_s);
     const std::int64_t blocks = groups_.groups[bundle.front()].units;
     const auto where = [&](std::size_t i) { return "group " + groups_.groups[bundle[i]].name; };
     at::Tensor affinities = across_models(similarities.front()).values.clone();
@@ -181,10 +188,9 @@ class Matcher {
     return unpacked(similarity, Similarity::Scope::kCrossModel);
   }
 
-  Matching match(std::size_t g, const PackedSimilarity& similarity) {
+  Matching match(std::size_t g, const PackedSimilarity& similarity) const {
     const UnitGroup& group = groups_.groups[g];
     const std::string where = "group " + group.name;
-    const Stopwatch watch(result_.matching_s);
     if (options_.variant.method == MergeMethod::kAlign)
       return options_.align.reference == AlignReference::kMean
                  ? align_to_mean(unpacked(similarity, scope()), group.blocks, where)
@@ -200,13 +206,11 @@ class Matcher {
       if (bundle_of_[g].front() == g) {
         std::vector<PackedSimilarity> similarities;
         for (const std::size_t h : bundle_of_[g]) similarities.push_back(by_activations(h));
-        std::vector<Matching> matchings = match(bundle_of_[g], similarities);
-        for (std::size_t i = 0; i < matchings.size(); ++i)
-          state_.matchings[bundle_of_[g][i]] = std::move(matchings[i]);
-        result_.groups_matched += static_cast<std::int64_t>(bundle_of_[g].size());
+        match_later(bundle_of_[g], std::move(similarities));
       }
       phase.update(static_cast<std::int64_t>(g) + 1);
     }
+    match_waiting();
   }
 
   /// Of group g, what the method needs.
@@ -249,8 +253,9 @@ class Matcher {
         for (const std::size_t member : bundle_of_[g]) numbers += evidence(member);
         if (numbers > most) std::tie(best, most) = std::tuple(g, numbers);
       }
-      rematch(best,
+      rematch(bundle_of_[best],
               most > 0 || differ_in_width() ? UnmatchedAxes::kLeaveOut : UnmatchedAxes::kInOrder);
+      match_waiting();
       left.erase(best);
       matched += static_cast<std::int64_t>(bundle_of_[best].size());
       phase.update(matched);
@@ -258,9 +263,10 @@ class Matcher {
   }
 
   /// Matches group g again, and all whose blocks have one order with its, if a neighbour has
-  /// changed since it was last matched here.
+  /// changed since it was last matched here; at the latest with the next match_waiting().
   void visit(std::size_t g) {
     const std::vector<std::size_t>& bundle = bundle_of_[g];
+    if (depends_on_waiting(bundle)) match_waiting();
     std::vector<std::int64_t> now;
     for (const std::size_t member : bundle)
       for (const std::size_t h : neighbours_[member]) now.push_back(state_.versions[h]);
@@ -268,13 +274,13 @@ class Matcher {
       ++result_.groups_skipped;
       return;
     }
-    rematch(g, UnmatchedAxes::kInOrder);
+    rematch(bundle, UnmatchedAxes::kInOrder);
     state_.seen[bundle.front()] = std::move(now);
   }
 
-  /// Matches group g and all whose blocks have one order with its.
-  void rematch(std::size_t g, UnmatchedAxes unmatched) {
-    const std::vector<std::size_t>& bundle = bundle_of_[g];
+  /// Matches groups whose blocks have one order by their weights, in dual space also by their
+  /// activations.
+  void rematch(const std::vector<std::size_t>& bundle, UnmatchedAxes unmatched) {
     std::vector<PackedSimilarity> similarities;
     for (const std::size_t member : bundle) {
       const Stopwatch watch(result_.similarity_s);
@@ -285,13 +291,51 @@ class Matcher {
         blend(similarity, by_activations(member), options_.variant.balance,
               "group " + groups_.groups[member].name);
     }
-    std::vector<Matching> matchings = match(bundle, similarities);
-    for (std::size_t i = 0; i < bundle.size(); ++i) {
-      Matching& matching = state_.matchings[bundle[i]];
-      if (matchings[i].slot != matching.slot) state_.versions[bundle[i]] = ++last_version_;
-      matching = std::move(matchings[i]);
-      ++result_.groups_matched;
+    match_later(bundle, std::move(similarities));
+  }
+
+  /// An assignment or a zip keeps one thread busy: groups that do not meet wait for each other and
+  /// are matched at the same time, as long as what they wait with is small.
+  void match_later(const std::vector<std::size_t>& bundle,
+                   std::vector<PackedSimilarity> similarities) {
+    for (const PackedSimilarity& s : similarities) waiting_values_ += s.values.numel();
+    waiting_.push_back({&bundle, std::move(similarities)});
+    if (waiting_values_ >= kWaitingValues) match_waiting();
+  }
+
+  /// Whether a matching that is still to come is one of these groups' or of a neighbour of theirs.
+  bool depends_on_waiting(const std::vector<std::size_t>& bundle) const {
+    const auto waits = [this](std::size_t g) {
+      return std::any_of(waiting_.begin(), waiting_.end(), [g](const Waiting& waiting) {
+        return std::find(waiting.bundle->begin(), waiting.bundle->end(), g) !=
+               waiting.bundle->end();
+      });
+    };
+    return std::any_of(bundle.begin(), bundle.end(), [&](std::size_t g) {
+      return waits(g) || std::any_of(neighbours_[g].begin(), neighbours_[g].end(), waits);
+    });
+  }
+
+  void match_waiting() {
+    std::vector<std::vector<Matching>> found(waiting_.size());
+    {
+      const Stopwatch watch(result_.matching_s);
+      share_tasks(static_cast<std::int64_t>(waiting_.size()), [&](std::int64_t w) {
+        found[w] = match(*waiting_[w].bundle, waiting_[w].similarities);
+        waiting_[w].similarities.clear();
+      });
     }
+    for (std::size_t w = 0; w < waiting_.size(); ++w) {
+      const std::vector<std::size_t>& bundle = *waiting_[w].bundle;
+      for (std::size_t i = 0; i < bundle.size(); ++i) {
+        Matching& matching = state_.matchings[bundle[i]];
+        if (found[w][i].slot != matching.slot) state_.versions[bundle[i]] = ++last_version_;
+        matching = std::move(found[w][i]);
+        ++result_.groups_matched;
+      }
+    }
+    waiting_.clear();
+    waiting_values_ = 0;
   }
 
   void sweep() {
@@ -305,6 +349,7 @@ class Matcher {
         stop_here_if_requested();
         visit(static_cast<std::size_t>(g));
       }
+      match_waiting();
       const double total = mean_value();
       result_.objective_history.push_back(total);
       phase.update(sweep + 1, fmt::format("objective {:.5f}", total));
@@ -330,6 +375,8 @@ class Matcher {
   std::vector<std::vector<std::size_t>> bundle_of_;
   State state_;
   std::int64_t last_version_ = 0;
+  std::vector<Waiting> waiting_;  // no two of them meet
+  std::int64_t waiting_values_ = 0;
   MatchResult result_;
 };
 
