@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Compares the ways to merge networks that know different classes of CIFAR-10 (16 x 16 pixels).
 
-    scripts/cifar_pairs.py --cifar FOLDER [--network resnet20] [--models 2] [--pairs 3] [--epochs 20] [DIR]
+    scripts/cifar_pairs.py --cifar FOLDER [--network resnet20] [--models 2] [--pairs 3] [--epochs 20]
+                           [--cuts layer3,layer2] [DIR]
 
 FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. A pair draws a division of
 the ten classes at random, trains a network on each part, each from a seed of its own, and merges them in every way. All
 have one head: 512 outputs compared with fixed random unit vectors, one a class. Networks that DIR (build/cifar-pairs)
 holds already are not trained again; two are trained at a time, on a thread each.
+
+With --cuts networks are also merged up to each of these submodules alone; what follows stays each network's own.
 
 Prints joint accuracy on all ten classes, accuracy on the parts (task average) and paired differences as Markdown.
 """
@@ -18,7 +21,7 @@ import statistics
 import sys
 
 from cifar_networks import ARCHITECTURES, Trainer, cifar, data, write_images
-from digit_networks import differences, run, spread, study_arguments
+from digit_networks import WHOLE, differences, print_by_cut, run, scores_of, spread, study_arguments
 
 HEAD = {"type": "embedding", "embeddings": {"random": 512, "seed": 0, "common": 0.75}, "scale": 30}
 NETWORKS = {
@@ -43,6 +46,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--images", type=int, default=25000, help="of the training set, all classes together")
+    parser.add_argument("--cuts", default="", help="submodules, separated by commas")
     options = parser.parse_args()
     images, test = cifar(options.cifar, "train")[:options.images], cifar(options.cifar, "test")
     folder = options.folder.resolve()
@@ -65,28 +69,29 @@ def main() -> int:
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             return list(pool.map(one, range(options.models)))
 
-    joint, average = {}, {}
+    def accuracies(pair: int, cut: str, models: list[dict], parts: list[list[int]]) -> dict:
+        """Of the pair, merged in every way up to the cut; see scores_of()."""
+        sets = [{"name": f"part {i + 1}", "data": data(files["test"], classes=part), "candidates": "data",
+                 **({} if cut == WHOLE else {"head": f"part {i + 1}"})} for i, part in enumerate(parts)]
+        config = {"models": models, "compare": WAYS, "activations": {"data": data(files["few"])},
+                  **({} if cut == WHOLE else {"partial": {"until": cut}}),
+                  "evaluation": {"objective": HEAD,
+                                 "sets": [{"name": "all ten", "data": data(files["test"])}, *sets]}}
+        path = folder / ("-".join([str(pair), options.network] + ([] if cut == WHOLE else [cut])) + ".json")
+        path.write_text(json.dumps(config, indent=1))
+        return scores_of(run(options.tools, "mudsc-merge", "--config", path, "--out", path.with_suffix("")))
+
+    found = {cut: [] for cut in [WHOLE, *filter(None, options.cuts.split(","))]}
     for pair in range(options.pairs):
         print(f"{pair + 1} of {options.pairs}", file=sys.stderr)
         classes = list(range(10))
         random.Random(pair).shuffle(classes)
         parts = [sorted(classes[i::options.models]) for i in range(options.models)]
-        config = {
-            "models": [{"name": f"part {i + 1}", "script": str(path)}
-                       for i, path in enumerate(archives(pair, parts))],
-            "compare": WAYS, "activations": {"data": data(files["few"])},
-            "evaluation": {"objective": HEAD, "sets": [
-                {"name": "all ten", "data": data(files["test"])},
-                *({"name": f"part {i + 1}", "data": data(files["test"], classes=part), "candidates": "data"}
-                  for i, part in enumerate(parts))]}}
-        path = folder / f"{pair}-{options.network}.json"
-        path.write_text(json.dumps(config, indent=1))
-        summary = run(options.tools, "mudsc-merge", "--config", path, "--out", path.with_suffix(""))
-        rows = {entry["name"]: entry["scores"] for entry in summary["variants"]}
-        rows["ensemble"] = next(entry["scores"] for entry in summary["originals"] if entry["name"] == "ensemble")
-        for name, scores in rows.items():
-            joint.setdefault(name, []).append(100 * scores["all ten"]["accuracy"])
-            average.setdefault(name, []).append(100 * scores["task_average"]["accuracy"])
+        models = [{"name": f"part {i + 1}", "script": str(path)} for i, path in enumerate(archives(pair, parts))]
+        for cut, pairs in found.items():
+            pairs.append(accuracies(pair, cut, models, parts))
+    joint, average = ({name: [pair[name][key] for pair in found[WHOLE]] for name in found[WHOLE][0]}
+                      for key in ("all ten", "task_average"))
 
     print("| accuracy, % | joint | deviation | task average | deviation |\n|---|---:|---:|---:|---:|")
     for name in joint:
@@ -97,6 +102,8 @@ def main() -> int:
         gains = differences(joint[better], joint[worse])
         print(f"| {better} - {worse} | {statistics.fmean(gains):+.1f} | {spread(gains):.1f} "
               f"| {sum(gain > 0 for gain in gains)} of {len(gains)} |")
+    if len(found) > 1:
+        print_by_cut(found)
     trained = statistics.fmean(train.accuracy.values())
     print(f"\n{len(train.accuracy)} networks, {trained:.1f} % on their own classes on average.")
     return 0

@@ -9,6 +9,7 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 DIGITS = ROOT / "lib" / "weightsmith" / "data" / "digits"
+WHOLE = "all layers"  # of a merge that is not partial
 TRAIN = 1257  # the first so many are the training part
 HALVES = {"low": "[0,1,2,3,4]", "high": "[5,6,7,8,9]"}
 
@@ -54,18 +55,22 @@ def trained(tools: pathlib.Path, folder: pathlib.Path, seed: int) -> list[pathli
     return models
 
 
+def scores_of(summary: dict) -> dict:
+    """{network: {set: accuracy in %}} of a comparison of mudsc-merge, the ensemble among the networks."""
+    rows = {entry["name"]: entry["scores"] for entry in summary["variants"]}
+    rows["ensemble"] = next(entry["scores"] for entry in summary["originals"] if entry["name"] == "ensemble")
+    return {name: {key: 100 * scores[key]["accuracy"] for key in ("all ten", "task_average")}
+            for name, scores in rows.items()}
+
+
 def accuracies(tools: pathlib.Path, models: list[pathlib.Path], out: pathlib.Path, *settings) -> dict:
-    """Merges a pair in the variants of the demo; {network: {set: accuracy in %}}, the ensemble among the networks."""
+    """Merges a pair in the variants of the demo; what scores_of() says."""
     arguments = ["--config", CONFIGS / "mudsc-merge" / "demo.json", "--out", out]
     for i, (name, model) in enumerate(zip(HALVES, models)):
         arguments += ["--set", f"models.{i}.name={name}", "--set", f"models.{i}.script={model}"]
     for setting in settings:
         arguments += ["--set", setting]
-    summary = run(tools, "mudsc-merge", *arguments)
-    rows = {entry["name"]: entry["scores"] for entry in summary["variants"]}
-    rows["ensemble"] = next(entry["scores"] for entry in summary["originals"] if entry["name"] == "ensemble")
-    return {name: {key: 100 * scores[key]["accuracy"] for key in ("all ten", "task_average")}
-            for name, scores in rows.items()}
+    return scores_of(run(tools, "mudsc-merge", *arguments))
 
 
 def spread(values: list[float]) -> float:
@@ -75,3 +80,21 @@ def spread(values: list[float]) -> float:
 def differences(values: list[float], others: list[float]) -> list[float]:
     """Paired."""
     return [value - other for value, other in zip(values, others)]
+
+
+def print_by_cut(found: dict) -> None:
+    """Prints joint accuracy and task average by the place where merges were cut, as Markdown. `found`: {cut: one entry
+    a pair, as scores_of() gives it}, with WHOLE among the cuts, which the others are compared with, paired."""
+    def cell(values: list[float], reference: list[float]) -> str:
+        mean = statistics.fmean(values)
+        if reference is values:
+            return f"{mean:.1f}"
+        gains = differences(values, reference)
+        return f"{mean:.1f} ({statistics.fmean(gains):+.1f} ± {spread(gains):.1f})"
+
+    for key, title in (("all ten", "joint accuracy, %"), ("task_average", "task average, %")):
+        print(f"\n| {title} | " + " | ".join(c if c == WHOLE else f"until `{c}`" for c in found) + " |")
+        print("|---|" + "---:|" * len(found))
+        for name in found[WHOLE][0]:
+            columns = {cut: [pair[name][key] for pair in pairs] for cut, pairs in found.items()}
+            print(f"| {name} | " + " | ".join(cell(values, columns[WHOLE]) for values in columns.values()) + " |")

@@ -8,25 +8,13 @@ them already, merges each in the variants of configs/mudsc-merge/demo.json, whol
 and prints means and paired differences to the whole merge in points as Markdown: of the joint accuracy, where all
 heads answer, and of the task average, where each set is answered by its own head. About 20 seconds a pair.
 """
-import pathlib
-import statistics
 import sys
 
-from digit_networks import accuracies, differences, spread, study_arguments, trained
-
-WHOLE = "all layers"
+from digit_networks import WHOLE, accuracies, print_by_cut, study_arguments, trained
 
 
 def partial_settings(cut):
     return [] if cut == WHOLE else [f"partial.until={cut}", "evaluation.sets.1.head=low", "evaluation.sets.2.head=high"]
-
-
-def cell(values, reference):
-    mean = statistics.fmean(values)
-    if reference is values:
-        return f"{mean:.1f}"
-    gains = differences(values, reference)
-    return f"{mean:.1f} ({statistics.fmean(gains):+.1f} ± {spread(gains):.1f})"
 
 
 def main():
@@ -45,12 +33,7 @@ def main():
             print(f"pair {pair + 1}: {cut}", file=sys.stderr)
             found[cut].append(accuracies(options.tools, models, folder / "merged", *partial_settings(cut)))
 
-    for key, title in (("all ten", "joint accuracy, %"), ("task_average", "task average, %")):
-        print(f"\n| {title} | " + " | ".join(c if c == WHOLE else f"until `{c}`" for c in cuts) + " |")
-        print("|---|" + "---:|" * len(cuts))
-        for name in found[WHOLE][0]:
-            columns = {cut: [pair[name][key] for pair in found[cut]] for cut in cuts}
-            print(f"| {name} | " + " | ".join(cell(columns[cut], columns[WHOLE]) for cut in cuts) + " |")
+    print_by_cut(found)
 
 
 if __name__ == "__main__":

@@ -307,7 +307,9 @@ void SimilarityAccumulator::add_piece(const std::vector<std::vector<at::Tensor>>
   double* const mean = mean_.data_ptr<double>();
   double* const squares = squares_.data_ptr<double>();
   std::vector<double> distance(stacked);
+  std::vector<double> residual(stacked);
   for (std::int64_t u = 0; u < stacked; ++u) {
+    residual[u] = moments[u].residual;
     distance[u] = moments[u].mean - mean[u];
     squares[u] += moments[u].squares + weight * distance[u] * distance[u];
     mean[u] += distance[u] * new_count / (old_count + new_count);
@@ -320,14 +322,14 @@ void SimilarityAccumulator::add_piece(const std::vector<std::vector<at::Tensor>>
         at::mm(piece.narrow(0, tile.row, height), piece.narrow(0, tile.column, width).t());
     const float* row = product.data_ptr<float>();
     double* sum = tile.sums.data_ptr<double>();
-    const RowMoments* const of_columns = moments.data() + tile.column;
+    const double* const residual_of_columns = residual.data() + tile.column;
     const double* const distance_of_columns = distance.data() + tile.column;
     for (std::int64_t r = tile.row; r < tile.row + height; ++r, row += width, sum += width) {
       const double apart = weight * distance[r];
-      const double off_centre = new_count * moments[r].residual;
+      const double off_centre = new_count * residual[r];
       for (std::int64_t c = 0; c < width; ++c)
         sum[c] += static_cast<double>(row[c]) + apart * distance_of_columns[c] -
-                  off_centre * of_columns[c].residual;
+                  off_centre * residual_of_columns[c];
     }
   });
   count_ += length;
