@@ -142,6 +142,21 @@ TEST_CASE("without labels the dual objective chooses, in every variant") {
   CHECK_FALSE(fs::exists(folder / "out/zip-activation/sweep.csv"));
 }
 
+TEST_CASE("what a variant is chosen by does not depend on the variants beside it") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "mlp", kMlp, 3);
+  const json align = {{"method", "align"}, {"balance", {0.2, 0.8}}};
+  config["compare"] = {align};
+  const json alone = run(folder, config, "alone");
+  // Its similarities of all pairs serve align, too, which looks at those with the first model.
+  config["compare"] = {align, {{"method", "zip"}, {"space", "activation"}}};
+  const json beside = run(folder, config, "beside");
+  for (int p = 0; p < 2; ++p)
+    for (const char* key : {"weight_agreement", "activation_agreement"})
+      CHECK(alone["variants"][0]["sweep"][p].at(key).get<double>() ==
+            Approx(beside["variants"][0]["sweep"][p].at(key).get<double>()).epsilon(1e-6));
+}
+
 TEST_CASE("the balances of a sweep share one pass over the data") {
   const TemporaryFolder folder;
   const auto phases = [&](const json& balance, const std::string& out) {
@@ -357,6 +372,30 @@ TEST_CASE("a landscape shows the way between the networks before and after match
   }));
 }
 
+TEST_CASE("the ends of a landscape are the networks as they came, whatever the cache holds") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "convnet", {{"width", 4}}, 2));
+  config["method"] = "align";
+  config["activations"]["cache"] = print(folder / "cache");
+  config["landscape"] = {{"line", 3}, {"sets", {"joint"}}, {"reset", false}};
+  run(folder, config, "first");
+  run(folder, config, "second");
+  CHECK(read_bytes(folder / "first/landscape/line.csv") ==
+        read_bytes(folder / "second/landscape/line.csv"));
+}
+
+TEST_CASE("networks that lie on a line have no plane, and keep everything else") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "convnet", {{"width", 4}}, 2));
+  config["models"][1] = config["models"][0];
+  config["method"] = "align";
+  config["landscape"] = {{"line", 3}, {"plane", 3}, {"sets", {"joint"}}};
+  const json landscape = run(folder, config, "out")["variants"][0]["landscape"];
+  CHECK(landscape.contains("lines"));
+  CHECK_FALSE(landscape.contains("plane"));
+  CHECK(fs::exists(folder / "out/merged.pt"));
+}
+
 TEST_CASE("a landscape can be repaired at every point") {
   const TemporaryFolder folder;
   json config = scored(merge_of(folder, "convnet", {{"width", 4}, {"norm", "none"}}, 2));
@@ -406,6 +445,17 @@ TEST_CASE("outputs that do not fit the objective are refused before anything is 
                              print(folder / "out"), "--quiet"}),
                 "mudsc-merge", 3, {"(B, 16)", "10"});
   CHECK_FALSE(fs::exists(folder / "out"));
+}
+
+TEST_CASE("data that nothing else needs still tell what inputs look like") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "mlp", kMlp, 2);
+  run(folder, config, "out");
+  json again = config;
+  again["matching"] = print(folder / "out/matching.safetensors");
+  run(folder, again, "again");
+  CHECK(read_bytes(folder / "out/merged.safetensors") ==
+        read_bytes(folder / "again/merged.safetensors"));
 }
 
 TEST_CASE("a matching of other networks is refused") {

@@ -69,6 +69,8 @@ Command match_command() {
         ->capture_default_str();
     app.add_option("--b", flags->zip.b, "zip: budget of merges inside one model")
         ->capture_default_str();
+    app.add_option("--b-block", flags->zip.b_block, "zip: budget of merges inside one block")
+        ->capture_default_str();
     app.add_option("--repeat", flags->repeat, "Time the best of K runs")
         ->capture_default_str()
         ->check(count);

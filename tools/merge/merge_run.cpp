@@ -135,8 +135,14 @@ std::vector<c10::IValue> MergeRun::example_inputs() const {
                         : normalization_data_ ? &*normalization_data_
                                               : nullptr;
   if (data == nullptr && !board_.sets().empty()) data = &board_.sets().front().data;
-  if (data == nullptr) return {};
-  return {models_.front().preprocessed(first_samples(*data, run_.settings().device))};
+  if (data != nullptr)
+    return {models_.front().preprocessed(first_samples(*data, run_.settings().device))};
+  // Data that only tells what inputs look like.
+  const auto& told =
+      config_.activations.data ? config_.activations.data : config_.normalization.data;
+  if (!told) return {};
+  return {models_.front().preprocessed(
+      first_samples(load_dataset(*told, &run_.progress()), run_.settings().device))};
 }
 
 bool MergeRun::widths_may_differ() const {
@@ -277,8 +283,15 @@ void MergeRun::collect_statistics() {
     if (stored) activation_ = std::move(*stored);
     collect = !stored;
   }
-  if (collect || repair)
-    for (ScriptModel& model : models_) reset(model);
+  // Activations are those of networks whose batch norms are reset; the networks stay as they came.
+  std::vector<TensorMap> as_they_came;
+  if (collect || repair) {
+    for (ScriptModel& model : models_) {
+      TensorMap& kept = as_they_came.emplace_back(model.buffers());
+      for (auto& [name, buffer] : kept) buffer = buffer.clone();
+      reset(model);
+    }
+  }
   if (collect) {
     activation_ = activation_similarity(models_, groups_, *activation_data_, statistics_options(),
                                         run_.settings().device, run_.progress());
@@ -289,6 +302,9 @@ void MergeRun::collect_statistics() {
       moments_.push_back(output_moments(model, layers_, normalization_data(),
                                         config_.normalization.batch_size, run_.settings().device,
                                         run_.progress()));
+  const at::NoGradGuard no_grad;
+  for (std::size_t i = 0; i < as_they_came.size(); ++i)
+    for (auto& [name, buffer] : models_[i].buffers()) buffer.copy_(as_they_came[i].at(name));
 }
 
 MatchResult MergeRun::match(const VariantConfig& variant) {

@@ -94,7 +94,7 @@ std::string sweep_svg(const std::vector<SweepPoint>& points, std::size_t best,
 }  // namespace
 
 std::string MergeRun::sweep_key() {
-  Fingerprint fingerprint("sweep point 2");
+  Fingerprint fingerprint("sweep point 3");
   fingerprint.add(statistics_key_).add(to_config(config_.align).dump());
   fingerprint.add(std::string(enum_name(config_.attention_heads)));
   fingerprint.add(to_config(config_.zip).dump()).add(to_config(config_.iterations).dump());
@@ -105,7 +105,7 @@ std::string MergeRun::sweep_key() {
     for (const ScriptModel& head : heads_) fingerprint.add(head);
     const EvaluationSet& set = *config_.selection_set();
     fingerprint.add(set.head.value_or(""));
-    fingerprint.add(board_.selection()->data);
+    fingerprint.add(board_.selection()->data).add(std::to_string(board_.classes()));
     fingerprint.add(to_config(config_.evaluation.objective_of(set)).dump());
   }
   return fingerprint.hex();
@@ -113,8 +113,9 @@ std::string MergeRun::sweep_key() {
 
 SweepPoint MergeRun::sweep_point(const MergeVariant& candidate) {
   SweepPoint point{candidate.balance, match_candidate(candidate), {}, {}};
-  point.agreement = space_agreement(states_of(models_), groups_, activation_,
-                                    point.matched.matchings, config_.similarity, run_.progress());
+  point.agreement = space_agreement(
+      states_of(models_), groups_, activation_, point.matched.matchings, config_.similarity,
+      similarity_scope(candidate.method, config_.align.reference, models_.size()), run_.progress());
   if (board_.selection()) {
     ScriptModel merged = apply(point.matched);
     renormalise(merged, point.matched);

@@ -15,7 +15,6 @@ using nlohmann::json;
 
 void ScoreBoard::load() {
   const EvaluationConfig& evaluation = config_.evaluation;
-  std::int64_t classes = 0;
   const auto load_set = [&](const EvaluationSet& set, const DataConfig& data) {
     ScoredSet loaded;
     loaded.name = set.name;
@@ -23,7 +22,7 @@ void ScoreBoard::load() {
     if (!loaded.data.skipped.empty()) run_.progress().warn(skipped_warning(loaded.data));
     loaded.head = set.head;
     loaded.task = set.task.value_or(set.candidates == Candidates::kData);
-    classes = std::max(classes, loaded.data.classes);
+    classes_ = std::max(classes_, loaded.data.classes);
     if (!run_.settings().dry_run) run_.record().add_inputs(loaded.data.inputs());
     return loaded;
   };
@@ -35,7 +34,7 @@ void ScoreBoard::load() {
   const auto give_objective = [&](ScoredSet& loaded, const EvaluationSet& set) {
     const ObjectiveConfig own = evaluation.objective_of(set);
     if (!own.embeddings.empty()) run_.record().add_input(own.embeddings);
-    Objective objective(own, classes);
+    Objective objective(own, classes_);
     objective.to(run_.settings().device);
     loaded.objective = own.candidates == Candidates::kData
                            ? objective.restricted_to(classes_in(loaded.data))

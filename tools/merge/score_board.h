@@ -55,6 +55,8 @@ class ScoreBoard {
   const std::vector<ScoredSet>& sets() const { return sets_; }
   /// The data of `select_on`, if it names a set.
   const std::optional<ScoredSet>& selection() const { return selection_; }
+  /// How many classes the sets have together.
+  std::int64_t classes() const { return classes_; }
   EvaluationOptions options() const;
 
   /// Scores networks on every set. Where a set names a head, the network of that name answers
@@ -85,6 +87,7 @@ class ScoreBoard {
   Run& run_;
   std::vector<ScoredSet> sets_;
   std::optional<ScoredSet> selection_;
+  std::int64_t classes_ = 0;
   std::vector<std::pair<std::string, Scores>> rows_;
 };
 

@@ -102,7 +102,7 @@ json Survey::run(const fs::path& folder) {
   score_points(to);
   json summary = json::object();
   if (landscape_.line > 0) summary["lines"] = write_lines(to);
-  if (landscape_.plane > 0) summary["plane"] = write_plane(to);
+  if (plane_) summary["plane"] = write_plane(to);
   return summary;
 }
 
@@ -165,8 +165,14 @@ void Survey::list_plane_points() {
                          ? std::vector{subject_.moments[0], subject_.moments[1], matched_moments(1)}
                          : std::vector{subject_.moments[0], matched_moments(1), matched_moments(2)};
   }
-  plane_ = std::make_unique<ModelPlane>(corners_[0], corners_[1], corners_[2], states.buffers,
-                                        "landscape");
+  plane_ = ModelPlane::through(corners_[0], corners_[1], corners_[2], states.buffers);
+  if (!plane_) {
+    run_.progress().warn(
+        "landscape: the three networks lie on a line, so there is no plane through them (a "
+        "matching "
+        "that moves no unit leaves the second one where it is)");
+    return;
+  }
   x_ = plane_->grid(0, landscape_.plane, landscape_.margin);
   y_ = plane_->grid(1, landscape_.plane, landscape_.margin);
   for (std::int64_t r = 0; r < landscape_.plane; ++r)

@@ -3,8 +3,8 @@
 #include <filesystem>
 #include <functional>
 #include <map>
-#include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -69,7 +69,7 @@ class Survey {
   std::vector<const ScoredSet*> sets_;
   std::vector<TensorMap> corners_;  // of the plane
   std::vector<std::string> corner_names_;
-  std::unique_ptr<ModelPlane> plane_;
+  std::optional<ModelPlane> plane_;
   std::vector<double> x_;
   std::vector<double> y_;
   std::vector<Point> points_;

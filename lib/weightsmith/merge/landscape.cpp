@@ -37,8 +37,9 @@ TensorMap blended_state(const std::vector<TensorMap>& states, const std::vector<
   return blend;
 }
 
-ModelPlane::ModelPlane(const TensorMap& a, const TensorMap& b, const TensorMap& c,
-                       const std::set<std::string>& buffers, const std::string& where) {
+std::optional<ModelPlane> ModelPlane::through(const TensorMap& a, const TensorMap& b,
+                                              const TensorMap& c,
+                                              const std::set<std::string>& buffers) {
   const at::NoGradGuard no_grad;
   double bb = 0;
   double bc = 0;
@@ -53,10 +54,10 @@ ModelPlane::ModelPlane(const TensorMap& a, const TensorMap& b, const TensorMap& 
     cc += (to_c * to_c).sum().item<double>();
   }
   const double height = bb > 0 ? cc - bc * bc / bb : 0;
-  if (!(height > 1e-12 * std::max(bb, cc)))
-    throw Error(ErrorKind::kInput, where, "the three networks lie on a line, not on a plane",
-                "set landscape.plane to 0");
-  places_ = {{{0, 0}, {std::sqrt(bb), 0}, {bc / std::sqrt(bb), std::sqrt(height)}}};
+  if (!(height > 1e-12 * std::max(bb, cc))) return std::nullopt;
+  ModelPlane plane;
+  plane.places_ = {{{0, 0}, {std::sqrt(bb), 0}, {bc / std::sqrt(bb), std::sqrt(height)}}};
+  return plane;
 }
 
 std::array<double, 3> ModelPlane::weights(double x, double y) const {

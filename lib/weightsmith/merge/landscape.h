@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -23,10 +24,10 @@ TensorMap blended_state(const std::vector<TensorMap>& states, const std::vector<
 /// y > 0.
 class ModelPlane {
  public:
-  /// `buffers` are no coordinates. Throws Error{kInput} naming `where` when the three lie on a
-  /// line.
-  ModelPlane(const TensorMap& a, const TensorMap& b, const TensorMap& c,
-             const std::set<std::string>& buffers, const std::string& where);
+  /// Nothing when the three lie on a line. `buffers` are no coordinates.
+  static std::optional<ModelPlane> through(const TensorMap& a, const TensorMap& b,
+                                           const TensorMap& c,
+                                           const std::set<std::string>& buffers);
 
   /// Where network i lies.
   std::array<double, 2> place(int i) const { return places_[i]; }
@@ -37,6 +38,8 @@ class ModelPlane {
   std::vector<double> grid(int axis, std::int64_t points, double margin) const;
 
  private:
+  ModelPlane() = default;
+
   std::array<std::array<double, 2>, 3> places_{};
 };
 

@@ -92,6 +92,7 @@ void fields(Fields& f, ZipConfig& c) {
   f("reduce", c.reduce);
   f("a", c.a);
   f("b", c.b);
+  f("b_block", c.b_block);
 }
 
 template <class Fields>
@@ -273,9 +274,11 @@ std::vector<MergeVariant> MergeConfig::candidates() const {
 std::vector<double> MergeConfig::shares() const {
   if (share.empty())
     return std::vector<double>(models.size(), 1.0 / static_cast<double>(models.size()));
-  double sum = 0;
-  for (const double s : share) sum += s;
   std::vector<double> normalised = share;
+  // First by the largest: a sum of large ones would overflow.
+  const double largest = *std::max_element(share.begin(), share.end());
+  double sum = 0;
+  for (double& s : normalised) sum += s /= largest;
   for (double& s : normalised) s /= sum;
   return normalised;
 }
@@ -395,7 +398,12 @@ void validate_landscape(const MergeConfig& c) {
     if (l.plane != 0 && v.method == MergeMethod::kZip)
       fail("landscape.plane", "zip leaves no matched copy of a model to lay a plane through",
            "set method to align, or leave plane out");
-  if (l.plane != 0 && !(l.margin >= 0)) fail("landscape.margin", "negative", "it is a share");
+    else if (l.plane != 0 && v.method == MergeMethod::kAverage && c.models.size() == 2)
+      fail("landscape.plane",
+           "an average matches nothing, so two models give two points of a plane",
+           "set method to align, or leave plane out");
+  if (l.plane != 0 && !(l.margin >= 0 && l.margin <= 1000))
+    fail("landscape.margin", fmt::format("{} is not in [0, 1000]", l.margin), "it is a share");
 }
 
 }  // namespace

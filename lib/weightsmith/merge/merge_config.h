@@ -82,8 +82,9 @@ struct ZipConfig {
   /// r: share of the stacked units that is merged away, in [0, 1); by default 1 - 1/N, which keeps
   /// the width.
   std::optional<double> reduce;
-  double a = 0.5;  ///< factor on the similarities of a merged cluster, > 0
-  double b = 1.0;  ///< budget of merges inside one model, as a share of its part; ≥ 0
+  double a = 0.5;        ///< factor on the similarities of a merged cluster, > 0
+  double b = 1.0;        ///< budget of merges inside one model, as a share of its part; ≥ 0
+  double b_block = 1.0;  ///< the same for one block (head, group of a group norm) of a model
 
   double reduce_for(std::int64_t models) const {
     return reduce.value_or(1.0 - 1.0 / static_cast<double>(models));

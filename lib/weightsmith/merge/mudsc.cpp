@@ -181,6 +181,7 @@ class Matcher {
     zip.reduce = options_.zip.reduce_for(static_cast<std::int64_t>(states_.models.size()));
     zip.a = options_.zip.a;
     zip.b = options_.zip.b;
+    zip.b_block = options_.zip.b_block;
     return zip;
   }
 
@@ -477,7 +478,7 @@ MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
 SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& groups,
                                const std::vector<PackedSimilarity>& activation,
                                const std::vector<Matching>& matchings, SimilarityMeasure measure,
-                               Progress& progress) {
+                               Similarity::Scope scope, Progress& progress) {
   const ParameterUses uses = parameter_uses(groups);
   const std::size_t size = groups.groups.size();
   SpaceAgreement total;
@@ -485,8 +486,6 @@ SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& gr
   for (std::size_t g = 0; g < size; ++g) {
     stop_here_if_requested();
     const std::string where = "group " + groups.groups[g].name;
-    const Similarity::Scope scope =
-        activation.empty() ? Similarity::Scope::kAllPairs : activation[g].scope;
     const Similarity weight =
         unpacked(weight_similarity(states, groups, uses, g, matchings, measure, scope), scope);
     total.weight += agreement(weight, matchings[g], where) / static_cast<double>(size);

@@ -86,7 +86,9 @@ MatchResult match_units(const NetworkStates& states, const UnitGroups& groups,
 /// How alike matched units are by their weights, with the groups around them matched, and by their
 /// activations: means over the groups of agreement() (match/agreement.h). Unlike
 /// MatchResult::objective they compare matchings found in different spaces or at different
-/// balances. One weight similarity a group; `activation` as for match_units, empty: its mean is 0.
+/// balances. `scope`: the pairs of units that are looked at, those that the matchings were found by
+/// (similarity_scope). One weight similarity a group; `activation` as for match_units, empty: its
+/// mean is 0.
 struct SpaceAgreement {
   double weight = 0;
   double activation = 0;
@@ -94,6 +96,6 @@ struct SpaceAgreement {
 SpaceAgreement space_agreement(const NetworkStates& states, const UnitGroups& groups,
                                const std::vector<PackedSimilarity>& activation,
                                const std::vector<Matching>& matchings, SimilarityMeasure measure,
-                               Progress& progress);
+                               Similarity::Scope scope, Progress& progress);
 
 }  // namespace weightsmith

@@ -44,7 +44,10 @@ TEST_CASE("blended states are affine combinations", "[merge]") {
 
 TEST_CASE("the plane keeps distances and finds the weights of its points", "[merge]") {
   const std::vector<TensorMap> corners{state(1, 0, 0), state(4, 4, 0), state(0, 1, 2)};
-  const ModelPlane plane(corners[0], corners[1], corners[2], {"running"}, "test");
+  const std::optional<ModelPlane> found =
+      ModelPlane::through(corners[0], corners[1], corners[2], {"running"});
+  REQUIRE(found);
+  const ModelPlane& plane = *found;
   const auto flat = [](const TensorMap& s) { return at::cat({s.at("w"), s.at("v")}); };
   for (int i = 0; i < 3; ++i) {
     for (int j = 0; j < 3; ++j) {
@@ -70,9 +73,7 @@ TEST_CASE("the plane keeps distances and finds the weights of its points", "[mer
   const auto grid = plane.grid(0, 5, 0.5);
   CHECK(grid.size() == 5);
   CHECK(grid[4] - grid[0] == Approx(2 * (plane.place(1)[0] - std::min(0.0, plane.place(2)[0]))));
-  expect_error(ErrorKind::kInput, {"a line"}, [&] {
-    ModelPlane(state(0, 0, 0), state(1, 1, 1), state(2, 2, 2), {"running"}, "test");
-  });
+  CHECK_FALSE(ModelPlane::through(state(0, 0, 0), state(1, 1, 1), state(2, 2, 2), {"running"}));
 }
 
 TEST_CASE("a barrier is the rise above the line between the ends", "[merge]") {

@@ -170,6 +170,9 @@ TEST_CASE("rules of sweeps, shares and landscapes name the key", "[config]") {
   refused({"matching", "compare"},
           {{"matching", "m.safetensors"}, {"compare", {{{"method", "average"}}}}});
   refused({"landscape.plane", "zip"}, {{"landscape", {{"plane", 5}}}});
+  refused({"landscape.plane", "average"}, {{"method", "average"}, {"landscape", {{"plane", 5}}}});
+  refused({"landscape.margin", "1000"},
+          {{"method", "align"}, {"landscape", {{"plane", 5}, {"margin", 1e300}}}});
   refused({"landscape.plane", "4 models"},
           {{"method", "align"}, {"models", {"a", "b", "c", "d"}}, {"landscape", {{"plane", 5}}}});
   refused({"landscape.line", "3 points"}, {{"landscape", {{"line", 2}}}});
@@ -184,6 +187,8 @@ TEST_CASE("shares are normalised, and equal where none are given", "[config]") {
                              {"share", {3, 1}},
                              {"normalization", {{"mode", "none"}}}});
   CHECK(config.shares() == std::vector<double>{0.75, 0.25});
+  config.share = {1e308, 1e308};
+  CHECK(config.shares() == std::vector<double>{0.5, 0.5});
   config.share.clear();
   CHECK(config.shares() == std::vector<double>{0.5, 0.5});
 }

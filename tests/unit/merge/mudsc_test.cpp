@@ -299,8 +299,9 @@ TEST_CASE("three models are aligned with each other and merged by their shares",
       // Cycle-consistent: model 2 seen through model 1 is model 2 seen from model 0.
       if (method == MergeMethod::kAlign)
         for (const Matching& m : result.matchings) CHECK(m.is_permutation());
-      const SpaceAgreement agreement = space_agreement(states, groups, {}, result.matchings,
-                                                       SimilarityMeasure::kCorrelation, progress);
+      const SpaceAgreement agreement =
+          space_agreement(states, groups, {}, result.matchings, SimilarityMeasure::kCorrelation,
+                          similarity_scope(method, reference, 3), progress);
       CHECK(agreement.weight == Approx(1).epsilon(1e-4));
       CHECK(agreement.activation == 0);
     }
