@@ -449,7 +449,9 @@ TEST_CASE("outputs that do not fit the objective are refused before anything is 
 
 TEST_CASE("data that nothing else needs still tell what inputs look like") {
   const TemporaryFolder folder;
-  json config = merge_of(folder, "mlp", kMlp, 2);
+  const json vit = {{"image", 8}, {"patch", 4}, {"dim", 16},    {"depth", 1},
+                    {"heads", 2}, {"mlp", 32},  {"channels", 1}};
+  const json config = merge_of(folder, "vit", vit, 2);  // its groups come from its graph
   run(folder, config, "out");
   json again = config;
   again["matching"] = print(folder / "out/matching.safetensors");
