@@ -157,6 +157,23 @@ TEST_CASE("what a variant is chosen by does not depend on the variants beside it
             Approx(beside["variants"][0]["sweep"][p].at(key).get<double>()).epsilon(1e-6));
 }
 
+TEST_CASE("zip keeps to the budgets of models and of blocks") {
+  const TemporaryFolder folder;
+  json config = merge_of(folder, "convnet", {{"width", 8}, {"norm", "group"}, {"groups", 2}}, 2);
+  run(folder, config, "free");
+  const auto matching_with = [&](const char* budget) {
+    config["zip"] = {{budget, 0}};
+    run(folder, config, budget);
+    return read_bytes(folder / budget / "matching.safetensors");
+  };
+  const std::string free = read_bytes(folder / "free/matching.safetensors");
+  const std::string models = matching_with("b");
+  const std::string blocks = matching_with("b_block");
+  CHECK(free != models);
+  CHECK(free != blocks);
+  CHECK(models != blocks);
+}
+
 TEST_CASE("the balances of a sweep share one pass over the data") {
   const TemporaryFolder folder;
   const auto phases = [&](const json& balance, const std::string& out) {
