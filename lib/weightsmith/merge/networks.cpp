@@ -34,6 +34,14 @@ std::vector<std::string> type_differences(const TensorMap& actual, const TensorM
   return differences;
 }
 
+/// `wanted` with the sizes of `state` wherever both have as many dimensions.
+TensorMap with_sizes_of(const TensorMap& state, TensorMap wanted) {
+  for (auto& [name, tensor] : wanted)
+    if (const auto own = state.find(name); own != state.end() && own->second.dim() == tensor.dim())
+      tensor = own->second;
+  return wanted;
+}
+
 }  // namespace
 
 void check_same_architecture(const std::vector<ScriptModel>& models, bool sizes_may_differ) {
@@ -43,17 +51,18 @@ void check_same_architecture(const std::vector<ScriptModel>& models, bool sizes_
   const FlatGraph graph(first.module(), first.where());
   for (std::size_t i = 1; i < models.size(); ++i) {
     const TensorMap state = models[i].state_dict();
-    TensorMap shapes = wanted;
-    if (sizes_may_differ)
-      for (auto& [name, tensor] : shapes)
-        if (const auto own = state.find(name);
-            own != state.end() && own->second.dim() == tensor.dim())
-          tensor = own->second;
-    if (const auto differences = state_differences(state, shapes); !differences.empty())
-      throw Error(ErrorKind::kInput, models[i].where(),
-                  fmt::format("not of the architecture of {}: {}", first.where(),
-                              join_some(differences, 3)),
-                  "only networks of one architecture can be merged");
+    const TensorMap resized = with_sizes_of(state, wanted);
+    if (const auto differences = state_differences(state, sizes_may_differ ? resized : wanted);
+        !differences.empty()) {
+      const bool only_sizes = state_differences(state, resized).empty();
+      throw Error(
+          ErrorKind::kInput, models[i].where(),
+          fmt::format("not of the architecture of {}: {}{}", first.where(),
+                      only_sizes ? "its layers differ in width: " : "", join_some(differences, 3)),
+          only_sizes ? "\"method\": \"zip\" alone, in every variant, merges layers of "
+                       "unequal width; inputs and outputs must agree"
+                     : "only networks of one architecture can be merged");
+    }
     if (const auto differences = type_differences(state, wanted); !differences.empty())
       throw Error(
           ErrorKind::kInput, models[i].where(),

@@ -219,6 +219,19 @@ TEST_CASE("networks of other architectures, or without known groups, are refused
   std::vector<ScriptModel> models{build(kNetworks[1], 1), build(kNetworks[2], 1)};
   expect_error(ErrorKind::kInput, {"not of the architecture", "convnet"},
                [&] { check_same_architecture(models); });
+  // Other widths are a matter of the method; more dimensions are not.
+  const auto of_shape = [](std::vector<std::int64_t> shape) {
+    torch::jit::Module net("Net");
+    net.register_parameter("w", at::rand(shape), false);
+    net.define("def forward(self, x):\n    return x\n");
+    return ScriptModel(net, std::to_string(shape.size()) + "-dimensional");
+  };
+  expect_error(ErrorKind::kInput, {"w: shape [3, 4], [3, 3] wanted", "width", "\"zip\""}, [&] {
+    check_same_architecture({of_shape({3, 3}), of_shape({3, 4})});
+  });
+  expect_error(ErrorKind::kInput, {"3-dimensional", "only networks of one architecture"}, [&] {
+    check_same_architecture({of_shape({3, 3}), of_shape({3, 3, 1})});
+  });
   expect_error(ErrorKind::kInput, {"relu", "tanh", "export both", "\"weights\""}, [&] {
     check_same_architecture({activated("relu"), activated("tanh")});
   });
