@@ -94,7 +94,7 @@ TEST_CASE("activations that are not finite end with 5 and name the layer") {
   config = bad_merge_of(folder, "convnet", {{"width", 4}});
   config["method"] = "average";
   config["activations"]["data"] = broken;
-  check_unmergeable(folder, config, 5, {"batch_norm", "bn1", "not finite"});
+  check_unmergeable(folder, config, 5, {"a.pt: ", "batch_norm", "bn1", "not finite"});
   config = bad_merge_of(folder, "convnet", {{"width", 4}, {"norm", "none"}});
   config["method"] = "average";
   config["normalization"] = {{"mode", "repair"}, {"data", broken}};

@@ -1,6 +1,7 @@
 #include "weightsmith/eval/batch_norm_observer.h"
 
 #include <ATen/Functions.h>
+#include <spdlog/fmt/fmt.h>
 #include <torch/csrc/jit/ir/ir.h>
 
 #include "weightsmith/core/error.h"
@@ -28,15 +29,26 @@ void BatchNormObserver::before(std::size_t number, std::vector<c10::IValue>& inp
 }
 
 void BatchNormObserver::store() const {
-  const Layer* broken = nullptr;  // the first one: those behind it follow
-  for (const auto& [key, layer] : layers_)
-    if (!at::isfinite(layer.inputs.variance()).all().item<bool>() &&
-        (broken == nullptr || layer.number < broken->number))
-      broken = &layer;
-  if (broken != nullptr)
-    throw Error(ErrorKind::kNumeric, graph_.describe(broken->number),
-                "its inputs are not finite, so they have no mean and variance",
-                "check the data and its normalisation, and the layers before it");
+  // The first layer of those in need: those behind it follow.
+  const auto first_where = [this](const auto& is_so) {
+    const Layer* first = nullptr;
+    for (const auto& [key, layer] : layers_)
+      if (is_so(layer) && (first == nullptr || layer.number < first->number)) first = &layer;
+    return first;
+  };
+  const auto fail = [this](ErrorKind kind, const Layer& layer, const char* what,
+                           const char* remedy) {
+    throw Error(kind, fmt::format("{}: {}", graph_.where(), graph_.describe(layer.number)), what,
+                remedy);
+  };
+  if (const Layer* layer = first_where(
+          [](const Layer& l) { return !at::isfinite(l.inputs.variance()).all().item<bool>(); }))
+    fail(ErrorKind::kNumeric, *layer,
+         "its inputs are not finite, so they have no mean and variance",
+         "check the data and its normalisation, and the layers before it");
+  if (const Layer* layer = first_where([](const Layer& l) { return l.inputs.count() < 2; }))
+    fail(ErrorKind::kInput, *layer, "it sees one observation of a channel, which has no variance",
+         "at least two observations are needed: give more samples in normalization.data");
   for (const auto& [key, layer] : layers_) {
     layer.running_mean.copy_(layer.inputs.mean());
     layer.running_var.copy_(layer.inputs.unbiased_variance());

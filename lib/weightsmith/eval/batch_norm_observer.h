@@ -18,7 +18,8 @@ class BatchNormObserver final : public NodeObserver {
 
   std::int64_t layers() const { return static_cast<std::int64_t>(layers_.size()); }
   /// Writes mean and unbiased variance of all inputs so far into the network's buffers. Throws
-  /// Error{kNumeric} naming the first layer whose inputs were not finite; nothing is written then.
+  /// naming the network and the first layer whose inputs were not finite (Error{kNumeric}) or were
+  /// one observation, which has no variance (Error{kInput}); nothing is written then.
   void store() const;
 
  private:

@@ -18,8 +18,9 @@ namespace weightsmith {
 /// over the set, batches merged exactly in double, with no momentum and whatever the batches'
 /// sizes. A last batch of one sample has no variance and is left out. A batch norm without running
 /// statistics is not touched; `num_batches_tracked` stays. Works for archives traced in eval mode
-/// as well. Returns the number of layers reset; 0 without batch norm. Throws Error{kNumeric} naming
-/// the first layer whose inputs are not finite.
+/// as well. Returns the number of layers reset; 0 without batch norm. Throws naming the network and
+/// the first layer whose inputs are not finite (Error{kNumeric}) or are one observation a channel
+/// (Error{kInput}).
 std::int64_t reset_batch_norm(ScriptModel& model, const Dataset& data, std::int64_t batch_size,
                               at::Device device, Progress& progress);
 

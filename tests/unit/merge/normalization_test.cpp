@@ -2,9 +2,13 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
+#include <limits>
 #include <nlohmann/json.hpp>
 
+#include "support/expect_error.h"
+#include "support/networks.h"
 #include "weightsmith/model/builtin.h"
 
 namespace weightsmith {
@@ -63,6 +67,51 @@ TEST_CASE("with one batch all layers get what training mode with momentum 1 woul
     if (name.ends_with("running_var"))
       CHECK(at::allclose(ours.at(name), (tensor - 0.9) / 0.1, 1e-4, 1e-4));
   }
+}
+
+TEST_CASE("observations without a variance are refused, and the network and its layer named",
+          "[merge]") {
+  at::manual_seed(5);
+  // The first norm sees every position of an image, the second one a value an image.
+  ScriptModel model(
+      testing::make_network({{"w", {4, 4}},
+                             {"first.running_mean", {4}},
+                             {"first.running_var", {4}},
+                             {"second.running_mean", {4}},
+                             {"second.running_var", {4}}},
+                            "y = torch.batch_norm(x, None, None, self.first.running_mean, "
+                            "self.first.running_var, False, 0.1, 1e-5, False)\n"
+                            "y = y.mean([2, 3]).mm(self.w)\n"
+                            "return torch.batch_norm(y, None, None, self.second.running_mean, "
+                            "self.second.running_var, False, 0.1, 1e-5, False)\n"),
+      "small.pt");
+  TensorMap before;
+  for (const auto& [name, tensor] : model.buffers()) before[name] = tensor.clone();
+  const auto unchanged = [&] {
+    const TensorMap now = model.buffers();
+    return std::all_of(before.begin(), before.end(), [&](const auto& item) {
+      return at::equal(now.at(item.first), item.second);
+    });
+  };
+  NoProgress progress;
+  Dataset data = random_images(1);
+  data.images = at::randn({1, 4, 3, 3});
+  testing::expect_error(
+      ErrorKind::kInput,
+      {"small.pt: ", "aten::batch_norm", "one observation", "at least two", "normalization.data"},
+      [&] { reset_batch_norm(model, data, 128, at::kCPU, progress); });
+  CHECK(unchanged());
+
+  data.images = at::randn({2, 4, 3, 3});
+  data.images[1][2][1][1] = std::numeric_limits<float>::infinity();
+  data.labels = at::zeros({2}, at::kLong);
+  testing::expect_error(ErrorKind::kNumeric, {"small.pt: ", "aten::batch_norm", "not finite"},
+                        [&] { reset_batch_norm(model, data, 128, at::kCPU, progress); });
+  CHECK(unchanged());
+
+  data.images = at::randn({2, 4, 3, 3});
+  CHECK(reset_batch_norm(model, data, 128, at::kCPU, progress) == 2);
+  CHECK(model.buffers().at("second.running_var").min().item<double>() > 0);
 }
 
 TEST_CASE("a network without batch norm is left as it is", "[merge]") {
