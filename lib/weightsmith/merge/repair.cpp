@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/stop.h"
@@ -17,13 +18,16 @@
 namespace weightsmith {
 namespace {
 
-constexpr const char* kWeight = ".weight";
-constexpr const char* kBias = ".bias";
+constexpr const char* kWeight = "weight";
+constexpr const char* kBias = "bias";
 constexpr double kDeadShare = 1e-3;
 
-/// "conv1" of "conv1.weight"; "" for another ending.
+/// "conv1." of "conv1.weight", "attention.in_proj_" of "attention.in_proj_weight"; "" for another
+/// ending.
 std::string layer_of(const std::string& parameter, const std::string& ending) {
-  return parameter.ends_with(ending) ? parameter.substr(0, parameter.size() - ending.size()) : "";
+  if (!parameter.ends_with(ending)) return "";
+  std::string layer = parameter.substr(0, parameter.size() - ending.size());
+  return layer.size() > 1 && (layer.ends_with('.') || layer.ends_with('_')) ? layer : "";
 }
 
 /// What a unit's outputs are multiplied by to reach the wanted deviation.
@@ -54,7 +58,8 @@ class AffineObserver final : public NodeObserver {
       : graph_(graph), batch_norm_(graph), targets_(targets) {
     for (const AffineLayer& layer : layers) {
       const at::Tensor& bias = parameters.at(layer.bias);
-      layers_[bias.unsafeGetTensorImpl()] = {&layer, parameters.at(layer.weight).dim(), 0, {}};
+      layers_.emplace(bias.storage().unsafeGetStorageImpl(),
+                      Seen{&layer, bias, parameters.at(layer.weight).dim(), {}});
     }
   }
 
@@ -68,10 +73,12 @@ class AffineObserver final : public NodeObserver {
     if (outputs.size() != 1 || !outputs[0].isTensor()) return;
     for (const c10::IValue& input : inputs) {
       if (!input.isTensor() || !input.toTensor().defined()) continue;
-      const auto it = layers_.find(input.toTensor().unsafeGetTensorImpl());
-      if (it == layers_.end()) continue;
+      const at::Tensor& bias = input.toTensor();
+      Seen* const seen = find(bias);
+      if (seen == nullptr) continue;
       const at::Tensor output = outputs[0].toTensor();
-      if (output.dim() >= 2) observe(it->second, output, input.toTensor().numel(), number);
+      // A view of the bias is no layer's output.
+      if (output.dim() >= 2 && !output.is_alias_of(bias)) observe(*seen, output, bias, number);
       return;
     }
   }
@@ -81,14 +88,17 @@ class AffineObserver final : public NodeObserver {
     OutputMoments result;
     const Seen* broken = nullptr;  // the first one: those behind it follow
     for (const auto& [key, seen] : layers_) {
-      if (seen.moments.count() == 0)
-        throw Error(
-            ErrorKind::kInput, where,
-            fmt::format("the network does not add {} to a layer's outputs", seen.layer->bias),
-            "set normalization.mode to reset or none");
-      result[seen.layer->bias] = {seen.moments.mean().cpu(), seen.moments.variance().sqrt().cpu()};
-      if (!at::isfinite(result[seen.layer->bias].deviation).all().item<bool>() &&
-          (broken == nullptr || seen.number < broken->number))
+      check_complete(seen, where);
+      std::vector<at::Tensor> means;
+      std::vector<at::Tensor> deviations;
+      for (const auto& [stretch, part] : seen.parts) {
+        means.push_back(part.moments.mean().cpu());
+        deviations.push_back(part.moments.variance().sqrt().cpu());
+      }
+      const at::Tensor deviation = at::cat(deviations);
+      result[seen.layer->bias] = {at::cat(means), deviation};
+      if (!at::isfinite(deviation).all().item<bool>() &&
+          (broken == nullptr || seen.number() < broken->number()))
         broken = &seen;
     }
     if (broken != nullptr)
@@ -102,12 +112,56 @@ class AffineObserver final : public NodeObserver {
   const BatchNormObserver& batch_norm() const { return batch_norm_; }
 
  private:
-  struct Seen {
-    const AffineLayer* layer = nullptr;
-    std::int64_t weight_dims = 0;
+  /// Units whose outputs one node computes.
+  struct Part {
     std::size_t number = 0;  // of the node that adds the bias
     ChannelMoments moments;
   };
+  struct Seen {
+    const AffineLayer* layer = nullptr;
+    at::Tensor bias;
+    std::int64_t weight_dims = 0;
+    std::map<std::pair<std::int64_t, std::int64_t>, Part> parts;  // by first unit and number
+
+    std::size_t number() const {
+      std::size_t least = parts.begin()->second.number;
+      for (const auto& [stretch, part] : parts) least = std::min(least, part.number);
+      return least;
+    }
+  };
+
+  /// Which layer's bias it is, or a stretch of it: attention between two sequences splits the bias
+  /// of a packed projection, and adds the queries' part to one of them and the rest to the other.
+  Seen* find(const at::Tensor& tensor) {
+    if (tensor.dim() != 1 || tensor.numel() == 0 || !tensor.has_storage() ||
+        !tensor.is_contiguous())
+      return nullptr;
+    const auto [begin, end] = layers_.equal_range(tensor.storage().unsafeGetStorageImpl());
+    for (auto it = begin; it != end; ++it) {
+      const std::int64_t first_unit = first_of(it->second, tensor);
+      if (first_unit >= 0 && first_unit + tensor.numel() <= it->second.bias.numel())
+        return &it->second;
+    }
+    return nullptr;
+  }
+
+  static std::int64_t first_of(const Seen& seen, const at::Tensor& stretch) {
+    return stretch.storage_offset() - seen.bias.storage_offset();
+  }
+
+  static void check_complete(const Seen& seen, const std::string& where) {
+    std::int64_t units = 0;
+    bool tiled = true;
+    for (const auto& [stretch, part] : seen.parts) {
+      tiled &= stretch.first == units;
+      units += stretch.second;
+    }
+    if (tiled && units == seen.bias.numel()) return;
+    throw Error(ErrorKind::kInput, where,
+                fmt::format("the network does not add {}{} to a layer's outputs",
+                            seen.parts.empty() ? "" : "every part once of ", seen.layer->bias),
+                "set normalization.mode to reset or none");
+  }
 
   /// Convolutions and the norms made for them have their channels second, everything else last.
   std::int64_t unit_axis(const Seen& seen, const at::Tensor& output, std::size_t number) const {
@@ -117,16 +171,18 @@ class AffineObserver final : public NodeObserver {
     return second ? 1 : output.dim() - 1;
   }
 
-  void observe(Seen& seen, const at::Tensor& output, std::int64_t units, std::size_t number) {
+  void observe(Seen& seen, const at::Tensor& output, const at::Tensor& bias, std::size_t number) {
     const std::int64_t axis = unit_axis(seen, output, number);
+    const std::int64_t units = bias.numel();
     if (output.size(axis) != units)
-      throw Error(ErrorKind::kInput, graph_.describe(number),
+      throw Error(ErrorKind::kInput, fmt::format("{}: {}", graph_.where(), graph_.describe(number)),
                   fmt::format("adds {} of {} units to an output of {}", seen.layer->bias, units,
                               output.size(axis)),
                   "set normalization.mode to reset or none");
-    if (seen.moments.count() == 0) seen.number = number;
+    const std::int64_t first_unit = first_of(seen, bias);
+    Part& part = seen.parts.try_emplace({first_unit, units}, Part{number, {}}).first->second;
     const ChannelMoments batch = ChannelMoments::of(output, axis);
-    seen.moments.add(batch);
+    part.moments.add(batch);
     if (targets_ == nullptr) return;
     const LayerMoments& target = targets_->at(seen.layer->bias);
     std::vector<std::int64_t> shape(output.dim(), 1);
@@ -134,15 +190,17 @@ class AffineObserver final : public NodeObserver {
     const auto beside = [&](const at::Tensor& values) {
       return values.view(shape).to(output.device(), output.scalar_type());
     };
-    const at::Tensor scale = scale_to(target.deviation, batch.variance().sqrt().cpu());
+    const at::Tensor mean = target.mean.narrow(0, first_unit, units);
+    const at::Tensor scale =
+        scale_to(target.deviation.narrow(0, first_unit, units), batch.variance().sqrt().cpu());
     at::Tensor rescaled = output;  // in place: whoever reads the output sees it
-    rescaled.sub_(beside(batch.mean())).mul_(beside(scale)).add_(beside(target.mean));
+    rescaled.sub_(beside(batch.mean())).mul_(beside(scale)).add_(beside(mean));
   }
 
   const FlatGraph& graph_;
   BatchNormObserver batch_norm_;
   const OutputMoments* targets_;
-  std::map<const c10::TensorImpl*, Seen> layers_;
+  std::multimap<const c10::StorageImpl*, Seen> layers_;  // by the storage of their biases
 };
 
 void run_over(ScriptModel& model, const GraphRunner& runner, const Dataset& data,

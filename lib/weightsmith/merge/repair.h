@@ -28,9 +28,9 @@ struct AffineLayer {
 };
 
 /// The layers at which the units of every group can be rescaled without changing the network's
-/// form: X.bias with X.weight, both members that produce units and as many of them, for every such
-/// pair. A layer is rescaled as a whole: outputs that belong to no group or to another one (packed
-/// queries, keys and values) with it. Throws
+/// form: X.bias with X.weight and X_bias with X_weight (in_proj_weight), both members that produce
+/// units and as many of them, for every such pair. A layer is rescaled as a whole: outputs that
+/// belong to no group or to another one (packed queries, keys and values) with it. Throws
 /// Error{kInput} naming the first group with a layer that produces its units without a bias and
 /// without a norm behind it, so that there is nothing to fold an offset into.
 std::vector<AffineLayer> affine_layers(const UnitGroups& groups, const TensorMap& parameters);

@@ -42,7 +42,7 @@ ScriptModel build(const std::string& name, const json& given, std::uint64_t seed
 struct Merge {
   Merge(const std::string& name, const json& options, std::vector<Matching> given = {})
       : models{build(name, options, 1), build(name, options, 2)},
-        groups(unit_groups_for(models.front(), "auto")),
+        groups(unit_groups_for(models.front(), "auto", {standard_images(2).images})),
         matchings(std::move(given)),
         layers(affine_layers(groups, models.front().parameters())),
         merged(models.front().clone()) {
@@ -80,7 +80,16 @@ TEST_CASE("after repair every unit has the interpolated mean and deviation", "[m
         {"convnet", json{{"width", 4}, {"norm", "none"}}, 4},
         {"convnet", json{{"width", 4}, {"norm", "group"}, {"groups", 2}}, 4},
         {"convnet", json{{"width", 4}}, 4},
-        {"resnet20", json{{"depth", 8}, {"width", 0.25}, {"channels", 1}}, 9}}) {
+        {"resnet20", json{{"depth", 8}, {"width", 0.25}, {"channels", 1}}, 9},
+        {"vit",  // packed projections of queries, keys and values
+         json{{"image", 8},
+              {"patch", 4},
+              {"dim", 12},
+              {"depth", 2},
+              {"heads", 3},
+              {"mlp", 20},
+              {"channels", 1}},
+         14}}) {
     CAPTURE(name, options.dump());
     Merge merge(name, options);
     const auto far_off = [&] {
@@ -295,6 +304,29 @@ TEST_CASE("repair follows concatenations, convolution groups, shuffles and packe
        "y = torch.relu(t2).mean([1]).mm(self.head.t())\n",
        {"a", "qkv", "out"},
        {2, 2, 2},
+       {3, 5}},
+      {"attention between two sequences, whose packed projection is split",
+       {{"a.weight", {8, 5}},
+        {"a.bias", {8}},
+        {"m.in_proj_weight", {24, 8}},
+        {"m.in_proj_bias", {24}},
+        {"out.weight", {8, 8}},
+        {"out.bias", {8}},
+        {"head", {2, 8}}},
+       "t0 = torch.matmul(x, self.a.weight.t()) + self.a.bias\n"
+       "wq, wkv = self.m.in_proj_weight.split([8, 16])\n"
+       "bq, bkv = self.m.in_proj_bias.split([8, 16])\n"
+       "tq = torch.linear(torch.tanh(t0), wq, bq)\n"
+       "tkv = torch.linear(t0, wkv, bkv)\n"
+       "t1 = torch.cat([tq, tkv], 2)\n"
+       "k, v = tkv.reshape([-1, 3, 2, 2, 4]).permute([2, 0, 3, 1, 4]).unbind(0)\n"
+       "q = tq.reshape([-1, 3, 2, 4]).transpose(1, 2)\n"
+       "p = torch.softmax(torch.matmul(q, k.transpose(2, 3)), -1)\n"
+       "z = torch.matmul(p, v).transpose(1, 2).reshape([-1, 3, 8])\n"
+       "t2 = torch.matmul(z, self.out.weight.t()) + self.out.bias\n"
+       "y = torch.relu(t2).mean([1]).mm(self.head.t())\n",
+       {"a", "m.in_proj", "out"},
+       {2, 2, 2},
        {3, 5}}};
   for (const LayeredNetwork& net : networks) {
     CAPTURE(net.name);
@@ -363,6 +395,20 @@ TEST_CASE("repair follows concatenations, convolution groups, shuffles and packe
     }
     CHECK(was_off > 0.1);  // it was needed
   }
+}
+
+TEST_CASE("a bias of which the network adds one part only is refused", "[merge]") {
+  const ScriptModel net(testing::make_network({{"a.weight", {6, 5}}, {"a.bias", {6}}},
+                                              "return torch.linear(x, self.a.weight[0:4], "
+                                              "self.a.bias[0:4])\n"),
+                        "parts.pt");
+  ScriptModel model = net.clone();
+  const std::vector<AffineLayer> layers{{"a.weight", "a.bias", 0, 1}};
+  Dataset data = standard_images(4);
+  data.images = at::randn({4, 5});
+  NoProgress progress;
+  expect_error(ErrorKind::kInput, {"parts.pt", "every part once of a.bias", "normalization.mode"},
+               [&] { output_moments(model, layers, data, 4, at::kCPU, progress); });
 }
 
 TEST_CASE("moments blend with any weights, and deviations stay positive", "[merge]") {
