@@ -153,6 +153,44 @@ TEST_CASE("pieces larger than the working copy give the same as small ones") {
   CHECK(largest_difference(chunked.correlation("t").values, slow_correlation(flat(big, 1))) < 1e-5);
 }
 
+TEST_CASE("members of any layout added together count as all their observations") {
+  // More units than a tile has, and no multiple of what is copied at once.
+  const std::int64_t n = 77;
+  const std::int64_t models = 2;
+  at::manual_seed(48);
+  const auto weights_of = [&] {
+    return std::vector<at::Tensor>{
+        at::randn({n, 5}),                      // a row each
+        at::randn({40, n}).t(),                 // side by side
+        at::randn({6, n, 3, 3}).movedim(1, 0),  // runs of 9
+        at::randn({3, n, 2, 5}).contiguous(at::MemoryFormat::ChannelsLast).movedim(1, 0),
+        at::randn({n, 8}).narrow(1, 2, 3),  // a part of a row
+        at::randn({n}).to(at::kDouble),     // one number each
+        at::randn({n, 4, 0}),               // nothing
+    };
+  };
+  const std::vector<std::vector<at::Tensor>> of_model{weights_of(), weights_of()};
+  std::vector<std::vector<at::Tensor>> members;
+  std::vector<at::Tensor> rows(models);
+  for (std::size_t m = 0; m < of_model[0].size(); ++m)
+    members.push_back({of_model[0][m], of_model[1][m]});
+  for (std::int64_t i = 0; i < models; ++i) {
+    std::vector<at::Tensor> all;
+    for (const at::Tensor& w : of_model[i])
+      if (w.numel() > 0) all.push_back(w.to(at::kFloat).reshape({n, -1}));
+    rows[i] = at::cat(all, 1);
+  }
+  for (const Scope scope : {Scope::kAllPairs, Scope::kCrossModel}) {
+    SimilarityAccumulator together({models, n}, scope);
+    together.add_together(members, "layer");
+    CHECK(together.count() == rows[0].size(1));
+    const at::Tensor wanted = slow_correlation(at::cat(rows));
+    CHECK(largest_difference(together.correlation("t").values,
+                             scope == Scope::kAllPairs ? wanted : cross_blocks(wanted, models)) <
+          1e-5);
+  }
+}
+
 TEST_CASE("dead units have similarity 0, small variances are damped by the authors' bound") {
   Rng rng(45);
   at::Tensor f = normal_matrix(5, 100, rng);
