@@ -407,10 +407,14 @@ class GraphRunner::Frame {
       throw;
     } catch (const c10::Error& e) {
       const std::string what = e.what_without_backtrace();
-      const bool memory = is_out_of_memory(what);
-      throw Error(
-          memory ? ErrorKind::kNumeric : ErrorKind::kInput, place(), what,
-          memory ? "use smaller batches" : "give inputs of the shape that the network takes");
+      if (is_out_of_memory(what))
+        throw Error(ErrorKind::kNumeric, place(), what, "use smaller batches");
+      // Networks are run in float32 or wider, whatever type they are stored in.
+      const bool types = what.find("type") != std::string::npos;
+      throw Error(ErrorKind::kInput, place(), what,
+                  types
+                      ? "let the network convert to the type of its parameters, not to a fixed one"
+                      : "give inputs of the shape that the network takes");
     } catch (const std::exception& e) {
       throw Error(ErrorKind::kInput, place(), e.what());
     }

@@ -335,7 +335,9 @@ TEST_CASE("failures name the model, the submodule and the operator", "[graph_run
     return testing::error_of(ErrorKind::kInput, [&] { runner.run({x}); });
   };
   CHECK_THAT(run("def forward(self, x):\n    return torch.matmul(x, self.w)\n"),
-             Contains("net.pt: aten::matmul"));
+             Contains("net.pt: aten::matmul") && Contains("inputs of the shape"));
+  CHECK_THAT(run("def forward(self, x):\n    return torch.matmul(x.to(15), x.t())\n"),  // bfloat16
+             Contains("net.pt: aten::matmul") && Contains("the type of its parameters"));
   CHECK_THAT(run(R"(def forward(self, x):
     assert x.size(0) <= 2, "batches of two at most"
     return x
