@@ -283,6 +283,29 @@ TEST_CASE("three networks merge with shares, aligned to the first or to their me
         read_bytes(folder / "mean/align-dual-0.5/matching.safetensors"));
 }
 
+TEST_CASE("attention heads of three networks are aligned with their mean, too") {
+  const TemporaryFolder folder;
+  const json vit = {{"image", 8}, {"patch", 4}, {"dim", 32},    {"depth", 1},
+                    {"heads", 8}, {"mlp", 32},  {"channels", 1}};
+  json config = merge_of(folder, "vit", vit, 3);
+  config["method"] = "align";
+  config["space"] = "activation";
+  const auto slots_with = [&](const char* reference) {
+    config["align"] = {{"reference", reference}};
+    run(folder, config, reference);
+    return read_safetensors(folder / reference / "matching.safetensors").tensors;
+  };
+  const TensorMap first = slots_with("first");
+  const TensorMap mean = slots_with("mean");
+  int heads = 0;
+  for (const auto& [name, slots] : first)
+    if (name.starts_with("slot/") && name.ends_with(".blocks")) {
+      ++heads;
+      CHECK_FALSE(at::equal(slots, mean.at(name)));
+    }
+  CHECK(heads > 0);
+}
+
 TEST_CASE("repair works without batch norm, and says where it cannot") {
   const TemporaryFolder folder;
   json config = scored(merge_of(folder, "convnet", {{"width", 4}, {"norm", "none"}}, 2));

@@ -73,6 +73,12 @@ void check_blocks(const Similarity& similarity, std::int64_t blocks, std::string
                 "blocks must divide the units evenly");
 }
 
+void check_all_pairs(const Similarity& similarity, std::string_view where) {
+  if (similarity.scope != Similarity::Scope::kAllPairs)
+    throw Error(ErrorKind::kInput, where, "similarities with the first model only",
+                "aligning with the mean needs similarities of all pairs");
+}
+
 /// The units of every model by slot, while models take turns.
 class Turns {
  public:
@@ -188,13 +194,59 @@ Matching align_within(const Similarity& similarity, const Matching& blocks,
   return matching;
 }
 
+Similarity block_similarity(const Similarity& similarity, std::int64_t blocks,
+                            std::string_view where) {
+  check_blocks(similarity, blocks, where);
+  check_all_pairs(similarity, where);
+  const std::int64_t models = similarity.stack.models();
+  const std::int64_t n = similarity.stack.units(0);
+  Similarity result = no_similarity({models, blocks}, Similarity::Scope::kAllPairs);
+  const auto part = [](const at::Tensor& all, std::int64_t i, std::int64_t j, std::int64_t size) {
+    return all.narrow(0, i * size, size).narrow(1, j * size, size);
+  };
+  for (std::int64_t i = 0; i < models; ++i)
+    for (std::int64_t j = i + 1; j < models; ++j) {
+      const Similarity pair{Similarity::Scope::kCrossModel,
+                            {2, n},
+                            part(similarity.values, i, j, n).contiguous().unsqueeze(0)};
+      const at::Tensor means = block_affinities(pair, blocks, where)[0];
+      part(result.values, i, j, blocks).copy_(means);
+      part(result.values, j, i, blocks).copy_(means.t());
+    }
+  return result;
+}
+
+Matching align_within_to_mean(const Similarity& similarity, const Matching& blocks,
+                              std::string_view where) {
+  const std::int64_t count = blocks.stack.units(0);
+  check_blocks(similarity, count, where);
+  check_all_pairs(similarity, where);
+  const std::int64_t models = similarity.stack.models();
+  const std::int64_t n = similarity.stack.units(0);
+  const std::int64_t q = n / count;
+  Matching matching = identity_matching(models, n);
+  for (std::int64_t j = 0; j < count; ++j) {
+    std::vector<std::int64_t> units;  // of the blocks in slot j, model after model
+    for (std::int64_t i = 0; i < models; ++i)
+      for (std::int64_t r = 0; r < q; ++r) units.push_back(i * n + blocks.unit_of(i)[j] * q + r);
+    const at::Tensor index = at::tensor(units, at::kLong);
+    const Matching inner =
+        align_to_mean({Similarity::Scope::kAllPairs,
+                       {models, q},
+                       similarity.values.index_select(0, index).index_select(1, index)},
+                      1, where);
+    for (std::size_t u = 0; u < units.size(); ++u)
+      matching.slot[units[u]] = static_cast<std::int32_t>(j * q) + inner.slot[u];
+    matching.value += inner.value / static_cast<double>(count);
+  }
+  return matching;
+}
+
 Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
   check_blocks(similarity, blocks, where);
   if (similarity.stack.models() <= 2 || similarity.stack.units(0) == 0)
     return align(similarity, blocks, where);
-  if (similarity.scope != Similarity::Scope::kAllPairs)
-    throw Error(ErrorKind::kInput, where, "similarities with the first model only",
-                "aligning with the mean needs similarities of all pairs");
+  check_all_pairs(similarity, where);
   Turns turns(similarity, align(similarity, blocks, where));
   // Every gain raises a total that is bounded; the bound on rounds is for a clock, not for sense.
   constexpr int kMostRounds = 100;

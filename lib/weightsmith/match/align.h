@@ -47,8 +47,18 @@ Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::s
 at::Tensor block_affinities(const Similarity& similarity, std::int64_t blocks,
                             std::string_view where);
 
+/// The same of every pair of models: a similarity of all pairs of blocks, 0 within a model. Throws
+/// Error{kInput} where similarities are not of all pairs. Errors as align().
+Similarity block_similarity(const Similarity& similarity, std::int64_t blocks,
+                            std::string_view where);
+
 /// align() with the order of blocks given: `blocks` is an alignment whose units are the blocks. The
 /// value is the mean of the inner means. Errors as align().
 Matching align_within(const Similarity& similarity, const Matching& blocks, std::string_view where);
+
+/// align_to_mean() with the order of blocks given, inside each of them. The value is the mean over
+/// blocks. Errors as align_to_mean().
+Matching align_within_to_mean(const Similarity& similarity, const Matching& blocks,
+                              std::string_view where);
 
 }  // namespace weightsmith

@@ -159,11 +159,25 @@ class Matcher {
     if (bundle.size() == 1) return {match(bundle.front(), similarities.front())};
     const std::int64_t blocks = groups_.groups[bundle.front()].units;
     const auto where = [&](std::size_t i) { return "group " + groups_.groups[bundle[i]].name; };
+    const bool align_all =
+        options_.variant.method == MergeMethod::kAlign && scope() == Similarity::Scope::kAllPairs;
+    std::vector<Matching> matchings;
+    if (align_all) {
+      Similarity heads = unpacked(similarities.front(), scope());
+      for (std::size_t i = 1; i < bundle.size(); ++i)
+        heads.values +=
+            block_similarity(unpacked(similarities[i], scope()), blocks, where(i)).values;
+      heads.values /= static_cast<double>(bundle.size());
+      matchings.push_back(align_to_mean(heads, 1, where(0)));
+      for (std::size_t i = 1; i < bundle.size(); ++i)
+        matchings.push_back(
+            align_within_to_mean(unpacked(similarities[i], scope()), matchings.front(), where(i)));
+      return matchings;
+    }
     at::Tensor affinities = across_models(similarities.front()).values.clone();
     for (std::size_t i = 1; i < bundle.size(); ++i)
       affinities += block_affinities(across_models(similarities[i]), blocks, where(i));
     affinities /= static_cast<double>(bundle.size());
-    std::vector<Matching> matchings;
     matchings.push_back(align({Similarity::Scope::kCrossModel,
                                {static_cast<std::int64_t>(states_.models.size()), blocks},
                                affinities},

@@ -218,6 +218,27 @@ TEST_CASE("aligning with the mean keeps blocks together") {
   CHECK(mean.value >= mean_over_pairs(all, align(all, 3, "test")) - 1e-6);
 }
 
+TEST_CASE("blocks in one order, and units inside them, are aligned with the mean") {
+  Rng rng(12);
+  const Similarity all = noisy_copies(3, 12, 0.8, rng);
+  const Similarity blocks = block_similarity(all, 3, "test");
+  const at::Tensor first = block_affinities(all, 3, "test");
+  for (std::int64_t i = 1; i < 3; ++i)
+    CHECK(at::equal(blocks.values.narrow(0, 0, 3).narrow(1, i * 3, 3), first[i - 1]));
+  CHECK(at::equal(blocks.values, blocks.values.t()));
+  const Matching order = align_to_mean(blocks, 1, "test");
+  const Matching mean = align_within_to_mean(all, order, "test");
+  REQUIRE(mean.is_permutation());
+  for (std::int64_t u = 0; u < 36; ++u) CHECK(mean.slot[u] / 4 == order.slot[u / 4]);
+  CHECK(mean.value == Approx(mean_over_pairs(all, mean)).epsilon(1e-6));
+  // Better over all pairs than where all look at the first model alone.
+  CHECK(mean.value > mean_over_pairs(all, align_within(all, order, "test")) + 1e-4);
+  expect_error(ErrorKind::kInput, {"group x", "all pairs"},
+               [&] { block_similarity(cross_only(all), 3, "group x"); });
+  expect_error(ErrorKind::kInput, {"group x", "all pairs"},
+               [&] { align_within_to_mean(cross_only(all), order, "group x"); });
+}
+
 TEST_CASE("two models need no mean, three need similarities of all pairs") {
   Rng rng(11);
   const Similarity two = noisy_copies(2, 9, 0.5, rng);
