@@ -137,10 +137,11 @@ std::vector<c10::IValue> MergeRun::example_inputs() const {
   if (data == nullptr && !board_.sets().empty()) data = &board_.sets().front().data;
   if (data != nullptr)
     return {models_.front().preprocessed(first_samples(*data, run_.settings().device))};
-  // Data that only tells what inputs look like.
-  const auto& told =
+  // Data that nothing else needs tell what inputs look like: two samples do.
+  std::optional<DataConfig> told =
       config_.activations.data ? config_.activations.data : config_.normalization.data;
   if (!told) return {};
+  told->limit = std::min<std::int64_t>(2, told->limit.value_or(2));
   return {models_.front().preprocessed(
       first_samples(load_dataset(*told, &run_.progress()), run_.settings().device))};
 }

@@ -168,9 +168,8 @@ void Survey::list_plane_points() {
   plane_ = ModelPlane::through(corners_[0], corners_[1], corners_[2], states.buffers);
   if (!plane_) {
     run_.progress().warn(
-        "landscape: the three networks lie on a line, so there is no plane through them (a "
-        "matching "
-        "that moves no unit leaves the second one where it is)");
+        "landscape: the three networks lie on a line, so there is no plane through them "
+        "(a matching that moves no unit leaves the second one where it is)");
     return;
   }
   x_ = plane_->grid(0, landscape_.plane, landscape_.margin);

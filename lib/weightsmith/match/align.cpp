@@ -225,10 +225,12 @@ Matching align_within_to_mean(const Similarity& similarity, const Matching& bloc
   const std::int64_t n = similarity.stack.units(0);
   const std::int64_t q = n / count;
   Matching matching = identity_matching(models, n);
+  std::vector<std::vector<std::int32_t>> block;  // [model][slot]
+  for (std::int64_t i = 0; i < models; ++i) block.push_back(blocks.unit_of(i));
   for (std::int64_t j = 0; j < count; ++j) {
     std::vector<std::int64_t> units;  // of the blocks in slot j, model after model
     for (std::int64_t i = 0; i < models; ++i)
-      for (std::int64_t r = 0; r < q; ++r) units.push_back(i * n + blocks.unit_of(i)[j] * q + r);
+      for (std::int64_t r = 0; r < q; ++r) units.push_back(i * n + block[i][j] * q + r);
     const at::Tensor index = at::tensor(units, at::kLong);
     const Matching inner =
         align_to_mean({Similarity::Scope::kAllPairs,

@@ -295,7 +295,7 @@ struct Body {
     return chain[0];
   }
 
-  /// The entries from j on, fewer than kChains, with zeros behind them.
+  /// n entries, fewer than kChains, with zeros behind them.
   WS_INLINE static void load_rest(const float* x, std::int64_t n, float (&rest)[kChains]) {
     for (float& entry : rest) entry = 0.0F;
     for (std::int64_t k = 0; k < n; ++k) rest[k] = x[k];

@@ -51,6 +51,11 @@ PackedSimilarity packed(const Similarity& similarity);
 /// numbers of units do not have).
 Similarity unpacked(const PackedSimilarity& similarity, Similarity::Scope scope);
 
+/// Of either the part with the first model's units, which is all that align() reads.
+inline Similarity across_models(const PackedSimilarity& similarity) {
+  return unpacked(similarity, Similarity::Scope::kCrossModel);
+}
+
 /// A similarity of all pairs from a matrix (O, O) of models with O / models units each. Throws
 /// Error{kInput} naming `where` otherwise.
 Similarity all_pairs_similarity(const at::Tensor& values, std::int64_t models,

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -71,26 +70,16 @@ UnitColumns columns_of(const at::Tensor& member) {
   return columns;
 }
 
-/// Copies a unit's numbers side by side. The size of most kernels is known to the compiler (kRun;
-/// 0: any).
-template <int kRun>
-void copy_runs(const UnitColumns& columns, const float* from, float* to) {
-  const std::int64_t run = kRun > 0 ? kRun : columns.run;
-  for (const std::int64_t start : columns.starts) {
-    std::memcpy(to, from + start, run * sizeof(float));
-    to += run;
-  }
-}
-
 /// Copies the columns of units from `unit` on, at most kBlock of them, to rows `stride` apart.
 void copy_block(const UnitColumns& columns, std::int64_t unit, std::int64_t units, float* to,
                 std::int64_t stride) {
   const float* const from = columns.data + unit * columns.unit_stride;
   const auto runs = static_cast<std::int64_t>(columns.starts.size());
   if (columns.unit_stride != 1 || columns.run != 1) {
-    const auto copy = columns.run == 9 ? copy_runs<9> : copy_runs<0>;
     for (std::int64_t u = 0; u < units; ++u)
-      copy(columns, from + u * columns.unit_stride, to + u * stride);
+      for (std::int64_t k = 0; k < runs; ++k)
+        std::copy_n(from + u * columns.unit_stride + columns.starts[k], columns.run,
+                    to + u * stride + k * columns.run);
     return;
   }
   // Units side by side: transposed in tiles that stay in the nearest cache.

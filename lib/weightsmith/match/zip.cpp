@@ -232,11 +232,9 @@ std::int64_t zip_slots(const UnitStack& stack, std::int64_t blocks, double reduc
 
 namespace {
 
-/// The similarity with the first model's units alone, which is what align() reads.
+/// align() reads these as they are.
 const Similarity& across_models(const Similarity& similarity) { return similarity; }
-Similarity across_models(const PackedSimilarity& similarity) {
-  return unpacked(similarity, Similarity::Scope::kCrossModel);
-}
+using weightsmith::across_models;
 
 /// `given`: the sets of blocks, or null to find them.
 template <class AnySimilarity>

@@ -159,34 +159,23 @@ class Matcher {
     if (bundle.size() == 1) return {match(bundle.front(), similarities.front())};
     const std::int64_t blocks = groups_.groups[bundle.front()].units;
     const auto where = [&](std::size_t i) { return "group " + groups_.groups[bundle[i]].name; };
-    const bool align_all =
-        options_.variant.method == MergeMethod::kAlign && scope() == Similarity::Scope::kAllPairs;
-    std::vector<Matching> matchings;
-    if (align_all) {
-      Similarity heads = unpacked(similarities.front(), scope());
-      for (std::size_t i = 1; i < bundle.size(); ++i)
-        heads.values +=
-            block_similarity(unpacked(similarities[i], scope()), blocks, where(i)).values;
-      heads.values /= static_cast<double>(bundle.size());
-      matchings.push_back(align_to_mean(heads, 1, where(0)));
-      for (std::size_t i = 1; i < bundle.size(); ++i)
-        matchings.push_back(
-            align_within_to_mean(unpacked(similarities[i], scope()), matchings.front(), where(i)));
-      return matchings;
-    }
-    at::Tensor affinities = across_models(similarities.front()).values.clone();
+    const bool is_align = options_.variant.method == MergeMethod::kAlign;
+    const bool to_mean = is_align && scope() == Similarity::Scope::kAllPairs;
+    const auto seen = [&](std::size_t i) {
+      return to_mean ? unpacked(similarities[i], scope()) : across_models(similarities[i]);
+    };
+    Similarity order = seen(0);
+    order.values = order.values.clone();
     for (std::size_t i = 1; i < bundle.size(); ++i)
-      affinities += block_affinities(across_models(similarities[i]), blocks, where(i));
-    affinities /= static_cast<double>(bundle.size());
-    matchings.push_back(align({Similarity::Scope::kCrossModel,
-                               {static_cast<std::int64_t>(states_.models.size()), blocks},
-                               affinities},
-                              1, where(0)));
+      order.values += to_mean ? block_similarity(seen(i), blocks, where(i)).values
+                              : block_affinities(seen(i), blocks, where(i));
+    order.values /= static_cast<double>(bundle.size());
+    std::vector<Matching> matchings{(to_mean ? align_to_mean : align)(order, 1, where(0))};
     for (std::size_t i = 1; i < bundle.size(); ++i)
       matchings.push_back(
-          options_.variant.method == MergeMethod::kAlign
-              ? align_within(across_models(similarities[i]), matchings.front(), where(i))
-              : zip_within(similarities[i], zip_options(), matchings.front(), where(i)));
+          is_align ? (to_mean ? align_within_to_mean : align_within)(seen(i), matchings.front(),
+                                                                     where(i))
+                   : zip_within(similarities[i], zip_options(), matchings.front(), where(i)));
     return matchings;
   }
 
@@ -197,10 +186,6 @@ class Matcher {
     zip.b = options_.zip.b;
     zip.b_block = options_.zip.b_block;
     return zip;
-  }
-
-  static Similarity across_models(const PackedSimilarity& similarity) {
-    return unpacked(similarity, Similarity::Scope::kCrossModel);
   }
 
   Matching match(std::size_t g, const PackedSimilarity& similarity) const {
