@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -53,21 +54,43 @@ struct UnitColumns {
   std::int64_t size() const { return run * static_cast<std::int64_t>(starts.size()); }
 };
 
-/// `member`: float32 (units, observations…) on the CPU, of any strides.
-UnitColumns columns_of(const at::Tensor& member) {
-  UnitColumns columns{member.data_ptr<float>(), member.stride(0), 1, {0}};
-  std::int64_t d = member.dim() - 1;
-  for (; d > 0 && (member.size(d) == 1 || member.stride(d) == columns.run); --d)
-    columns.run *= member.size(d);
+/// `values`: float32 (units, observations…) on the CPU, of any strides; dimension `dim`, if not 0,
+/// is read in this order.
+UnitColumns columns_of(const at::Tensor& values, std::int64_t dim,
+                       const std::vector<std::int64_t>& order) {
+  UnitColumns columns{values.data_ptr<float>(), values.stride(0), 1, {0}};
+  std::int64_t d = values.dim() - 1;
+  for (; d > dim && (values.size(d) == 1 || values.stride(d) == columns.run); --d)
+    columns.run *= values.size(d);
   for (std::int64_t outer = 1; outer <= d; ++outer) {
     std::vector<std::int64_t> starts;
-    starts.reserve(columns.starts.size() * member.size(outer));
+    starts.reserve(columns.starts.size() * values.size(outer));
     for (const std::int64_t start : columns.starts)
-      for (std::int64_t k = 0; k < member.size(outer); ++k)
-        starts.push_back(start + k * member.stride(outer));
+      for (std::int64_t k = 0; k < values.size(outer); ++k)
+        starts.push_back(start + (outer == dim ? order[k] : k) * values.stride(outer));
     columns.starts = std::move(starts);
   }
   return columns;
+}
+
+/// Copies runs of kRun values (0: any number), whose size the compiler then knows.
+template <int kRun>
+void copy_runs(const UnitColumns& columns, const float* from, std::int64_t units, float* to,
+               std::int64_t stride) {
+  const std::int64_t run = kRun > 0 ? kRun : columns.run;
+  const auto runs = static_cast<std::int64_t>(columns.starts.size());
+  const std::int64_t* const starts = columns.starts.data();
+  const auto copy = [&](std::int64_t u, std::int64_t k) {
+    std::memcpy(to + u * stride + k * run, from + u * columns.unit_stride + starts[k],
+                static_cast<std::size_t>(run) * sizeof(float));
+  };
+  if (columns.unit_stride == run) {  // units side by side
+    for (std::int64_t k = 0; k < runs; ++k)
+      for (std::int64_t u = 0; u < units; ++u) copy(u, k);
+  } else {
+    for (std::int64_t u = 0; u < units; ++u)
+      for (std::int64_t k = 0; k < runs; ++k) copy(u, k);
+  }
 }
 
 /// Copies the columns of units from `unit` on, at most kBlock of them, to rows `stride` apart.
@@ -76,10 +99,10 @@ void copy_block(const UnitColumns& columns, std::int64_t unit, std::int64_t unit
   const float* const from = columns.data + unit * columns.unit_stride;
   const auto runs = static_cast<std::int64_t>(columns.starts.size());
   if (columns.unit_stride != 1 || columns.run != 1) {
-    for (std::int64_t u = 0; u < units; ++u)
-      for (std::int64_t k = 0; k < runs; ++k)
-        std::copy_n(from + u * columns.unit_stride + columns.starts[k], columns.run,
-                    to + u * stride + k * columns.run);
+    const auto copy = columns.run == 1   ? copy_runs<1>
+                      : columns.run == 9 ? copy_runs<9>
+                                         : copy_runs<0>;
+    copy(columns, from, units, to, stride);
     return;
   }
   // Units side by side: transposed in tiles that stay in the nearest cache.
@@ -101,14 +124,18 @@ struct Rectangle {
   std::int64_t width;
 };
 
-constexpr std::int64_t kLargestTile = 512;
+constexpr std::int64_t kLargestTile = std::int64_t{4} << 20;  // pairs: 16 MB of products
 
-/// Cuts a rectangle into tiles.
-void add_tiles(std::vector<Rectangle>& tiles, const Rectangle& all, std::int64_t side) {
-  for (std::int64_t r = 0; r < all.height; r += side)
-    for (std::int64_t c = 0; c < all.width; c += side)
-      tiles.push_back({all.row + r, all.column + c, std::min(side, all.height - r),
-                       std::min(side, all.width - c)});
+/// Cuts a rectangle into strips, one a thread: of fewer and larger matrices less is copied into the
+/// order that the kernel of products reads.
+void add_strips(std::vector<Rectangle>& tiles, const Rectangle& all) {
+  if (all.height == 0 || all.width == 0) return;
+  const std::int64_t threads = at::get_num_threads();
+  const std::int64_t height =
+      std::clamp<std::int64_t>(kLargestTile / all.width, 1,
+                               std::max<std::int64_t>((all.height + threads - 1) / threads, 64));
+  for (std::int64_t r = 0; r < all.height; r += height)
+    tiles.push_back({all.row + r, all.column, std::min(height, all.height - r), all.width});
 }
 
 /// The pairs of n units from `first` on with each other: half against half, and so on with the
@@ -120,7 +147,7 @@ void add_triangle(std::vector<Rectangle>& tiles, std::int64_t first, std::int64_
     return;
   }
   const std::int64_t half = (n / 2 + 15) / 16 * 16;
-  add_tiles(tiles, {first, first + half, half, n - half}, kLargestTile);
+  add_strips(tiles, {first, first + half, half, n - half});
   add_triangle(tiles, first, half, smallest);
   add_triangle(tiles, first + half, n - half, smallest);
 }
@@ -129,14 +156,11 @@ void add_triangle(std::vector<Rectangle>& tiles, std::int64_t first, std::int64_
 /// largest first, so that threads end together.
 std::vector<Rectangle> tiles_of(const UnitStack& stack, Similarity::Scope scope) {
   std::vector<Rectangle> found;
-  for (std::int64_t i = 0; i < stack.models(); ++i) {
-    if (scope == Similarity::Scope::kCrossModel && i > 0) break;
-    const std::int64_t n = stack.units(i);
-    for (std::int64_t j = i + 1; j < stack.models(); ++j)
-      add_tiles(found, {stack.offset(i), stack.offset(j), n, stack.units(j)},
-                std::clamp<std::int64_t>(n / 4, 128, kLargestTile));
-    if (scope == Similarity::Scope::kAllPairs)
-      add_triangle(found, stack.offset(i), n, std::clamp<std::int64_t>(n / 16, 64, 128));
+  if (scope == Similarity::Scope::kAllPairs) {
+    add_triangle(found, 0, stack.size(), std::clamp<std::int64_t>(stack.size() / 16, 64, 128));
+  } else {
+    for (std::int64_t j = 1; j < stack.models(); ++j)
+      add_strips(found, {0, stack.offset(j), stack.units(0), stack.units(j)});
   }
   std::stable_sort(found.begin(), found.end(), [](const Rectangle& a, const Rectangle& b) {
     return a.height * a.width > b.height * b.width;
@@ -166,13 +190,27 @@ std::int64_t SimilarityAccumulator::bytes(const UnitStack& stack, Similarity::Sc
 
 void SimilarityAccumulator::add(const std::vector<at::Tensor>& features, std::int64_t channel_dim,
                                 std::string_view where) {
-  add_members({units_first(features, channel_dim, where)}, where);
+  std::vector<UnitRows> member;
+  for (at::Tensor& values : units_first(features, channel_dim, where))
+    member.push_back({std::move(values)});
+  add_members({member}, where);
 }
 
-void SimilarityAccumulator::add_together(const std::vector<std::vector<at::Tensor>>& members,
+void SimilarityAccumulator::add_together(const std::vector<std::vector<UnitRows>>& members,
                                          std::string_view where) {
-  std::vector<std::vector<at::Tensor>> checked;
-  for (const auto& member : members) checked.push_back(units_first(member, 0, where));
+  std::vector<std::vector<UnitRows>> checked = members;
+  for (std::vector<UnitRows>& member : checked) {
+    std::vector<at::Tensor> values;
+    for (const UnitRows& rows : member) values.push_back(rows.values);
+    values = units_first(values, 0, where);
+    for (std::size_t i = 0; i < member.size(); ++i) {
+      UnitRows& rows = member[i];
+      WS_CHECK(rows.dim == 0 ||
+               (rows.dim >= 2 && rows.dim < values[i].dim() &&
+                static_cast<std::int64_t>(rows.order.size()) == values[i].size(rows.dim)));
+      rows.values = std::move(values[i]);
+    }
+  }
   add_members(checked, where);
 }
 
@@ -208,29 +246,31 @@ std::vector<at::Tensor> SimilarityAccumulator::units_first(const std::vector<at:
   return moved;
 }
 
-void SimilarityAccumulator::add_members(const std::vector<std::vector<at::Tensor>>& members,
+void SimilarityAccumulator::add_members(const std::vector<std::vector<UnitRows>>& members,
                                         std::string_view where) {
   const at::NoGradGuard no_grad;
   if (stack_.size() == 0) return;
   const std::int64_t room = kPieceFloats / stack_.size();  // columns of a piece
-  std::vector<std::vector<at::Tensor>> piece;
+  std::vector<std::vector<UnitRows>> piece;
   std::int64_t used = 0;
   const auto finish = [&] {
     if (used > 0) add_piece(piece, where);
     piece.clear();
     used = 0;
   };
-  for (const std::vector<at::Tensor>& member : members) {
-    const std::int64_t extent = member[0].size(1);
+  for (const std::vector<UnitRows>& member : members) {
+    const at::Tensor& first = member.front().values;
+    const std::int64_t extent = first.size(1);
     std::int64_t columns = 1;  // of one step along that dimension
-    for (std::int64_t d = 2; d < member[0].dim(); ++d) columns *= member[0].size(d);
+    for (std::int64_t d = 2; d < first.dim(); ++d) columns *= first.size(d);
     if (columns == 0) continue;
     for (std::int64_t begin = 0; begin < extent;) {
       if (used > 0 && used + columns > room) finish();
       const std::int64_t steps =
           std::clamp<std::int64_t>((room - used) / columns, 1, extent - begin);
-      std::vector<at::Tensor>& part = piece.emplace_back();
-      for (const at::Tensor& m : member) part.push_back(m.narrow(1, begin, steps));
+      std::vector<UnitRows>& part = piece.emplace_back();
+      for (const UnitRows& rows : member)
+        part.push_back({rows.values.narrow(1, begin, steps), rows.dim, rows.order});
       used += steps * columns;
       begin += steps;
     }
@@ -238,15 +278,17 @@ void SimilarityAccumulator::add_members(const std::vector<std::vector<at::Tensor
   finish();
 }
 
-void SimilarityAccumulator::add_piece(const std::vector<std::vector<at::Tensor>>& members,
+void SimilarityAccumulator::add_piece(const std::vector<std::vector<UnitRows>>& members,
                                       std::string_view where) {
   const std::int64_t stacked = stack_.size();
   // [model][member], and what they point into where it had to be converted.
   std::vector<std::vector<UnitColumns>> columns(stack_.models());
   std::vector<at::Tensor> converted;
-  for (const std::vector<at::Tensor>& member : members)
+  for (const std::vector<UnitRows>& member : members)
     for (std::size_t i = 0; i < member.size(); ++i)
-      columns[i].push_back(columns_of(converted.emplace_back(member[i].to(at::kCPU, at::kFloat))));
+      columns[i].push_back(
+          columns_of(converted.emplace_back(member[i].values.to(at::kCPU, at::kFloat)),
+                     member[i].dim, member[i].order));
   std::int64_t length = 0;
   for (const UnitColumns& c : columns.front()) length += c.size();
   // Rows whose distance is no power of two spread a column over the caches' sets.

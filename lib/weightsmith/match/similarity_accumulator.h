@@ -22,9 +22,18 @@ namespace weightsmith {
 /// Variance: Analysis and Recommendations", The American Statistician 37(3), 1983, eq. 2.1b.
 ///
 /// Memory: 8 bytes a pair of units (each pair once, and a little more), and a working copy of at
-/// most 64 MB of a piece (never the whole of it, nor of all of them).
+/// most 64 MB of a piece (never the whole of it, nor of all of them) and 16 MB of products a thread.
+/// The last bits of sums may depend on the number of threads.
 class SimilarityAccumulator {
  public:
+  /// What one model says of its units: (units, …), of any strides. Position p of dimension `dim`
+  /// (2 or more; 0: none) is read from position order[p], so that nothing need be reordered before.
+  struct UnitRows {
+    at::Tensor values;
+    std::int64_t dim = 0;
+    std::vector<std::int64_t> order = {};
+  };
+
   /// Memory for one piece of features, which accumulators may take turns with.
   struct Workspace {
     at::Tensor piece;  // float32, enlarged where it is too small
@@ -47,7 +56,7 @@ class SimilarityAccumulator {
 
   /// Adds several taps or members in as few products as they fit into: members[m][i] is of model i
   /// with its units along dimension 0, otherwise as for add(). Errors name `where` for all of them.
-  void add_together(const std::vector<std::vector<at::Tensor>>& members, std::string_view where);
+  void add_together(const std::vector<std::vector<UnitRows>>& members, std::string_view where);
 
   /// Observations added so far.
   std::int64_t count() const { return count_; }
@@ -81,8 +90,8 @@ class SimilarityAccumulator {
   std::vector<at::Tensor> units_first(const std::vector<at::Tensor>& features, std::int64_t dim,
                                       std::string_view where) const;
   /// [member][model], as units_first() returns them, in pieces that fit the workspace.
-  void add_members(const std::vector<std::vector<at::Tensor>>& members, std::string_view where);
-  void add_piece(const std::vector<std::vector<at::Tensor>>& members, std::string_view where);
+  void add_members(const std::vector<std::vector<UnitRows>>& members, std::string_view where);
+  void add_piece(const std::vector<std::vector<UnitRows>>& members, std::string_view where);
   Similarity whole(bool centred, std::string_view where) const;
   PackedSimilarity packed(bool centred, std::string_view where) const;
   template <class Place>

@@ -387,9 +387,10 @@ class MemberRows {
   MemberRows(SimilarityAccumulator& to, const UnitStack& stack, Similarity::Scope scope)
       : to_(to), stack_(stack), scope_(scope) {}
 
-  /// `rows`: (units, …) of every model.
-  void add(std::vector<at::Tensor> rows, const std::string& parameter) {
-    columns_ += rows.front().numel() / std::max<std::int64_t>(1, rows.front().size(0));
+  /// `rows`: of every model.
+  void add(std::vector<SimilarityAccumulator::UnitRows> rows, const std::string& parameter) {
+    const at::Tensor& first = rows.front().values;
+    columns_ += first.numel() / std::max<std::int64_t>(1, first.size(0));
     members_.push_back(std::move(rows));
     names_.push_back(parameter);
     if (columns_ >= kEnough) flush();
@@ -402,7 +403,7 @@ class MemberRows {
     } catch (const Error&) {
       // Which of them it is.
       for (std::size_t m = 0; m < members_.size(); ++m)
-        SimilarityAccumulator(stack_, scope_).add(members_[m], 0, names_[m]);
+        SimilarityAccumulator(stack_, scope_).add_together({members_[m]}, names_[m]);
       throw;
     }
     members_.clear();
@@ -416,10 +417,49 @@ class MemberRows {
   SimilarityAccumulator& to_;
   const UnitStack& stack_;
   Similarity::Scope scope_;
-  std::vector<std::vector<at::Tensor>> members_;  // [member][model]
+  std::vector<std::vector<SimilarityAccumulator::UnitRows>> members_;  // [member][model]
   std::vector<std::string> names_;
   std::int64_t columns_ = 0;
 };
+
+/// What a model says of the units of one member, with the units on its other axes where their slots
+/// are, as far as they are matched. `uses`: of the parameter, `of` among them.
+SimilarityAccumulator::UnitRows comparable_rows(const NetworkStates& states,
+                                                const UnitGroups& groups,
+                                                const std::vector<AxisUse>& uses, const AxisUse& of,
+                                                const std::vector<Matching>& matchings,
+                                                std::int64_t model) {
+  const GroupMember& member = groups.groups[of.group].members[of.member];
+  const auto units =
+      stack_of(groups.groups[of.group], static_cast<std::int64_t>(states.models.size()))
+          .units(model);
+  const GroupMember* own = &member;
+  std::vector<AxisUse> others;
+  for (const AxisUse& use : uses) {
+    const GroupMember& other = member_of(groups, use, model);
+    if (use.group == of.group && use.member == of.member) own = &other;
+    if (other.axis != member.axis && matchings[use.group].slots > 0) others.push_back(use);
+  }
+  at::Tensor tensor = states.models[model].at(member.parameter).detach().to(at::kFloat);
+  const std::int64_t axis = others.empty() ? -1 : member_of(groups, others.front(), model).axis;
+  const bool on_one_axis = std::all_of(others.begin(), others.end(), [&](const AxisUse& use) {
+    return member_of(groups, use, model).axis == axis;
+  });
+  if (!others.empty() && on_one_axis && member.groups == 1)
+    if (auto order = axis_order(tensor.size(axis), others, groups, matchings, model))
+      return {unit_rows(tensor, *own, units), axis < member.axis ? axis + 2 : axis + 1,
+              *std::move(order)};
+  for (const AxisUse& use : others) {
+    const GroupMember& other = member_of(groups, use, model);
+    // Units that a grouped convolution reads are compared where their group stands, so its outputs
+    // keep to theirs.
+    const std::int64_t keep_inside = member.groups > 1 ? tensor.size(0) / member.groups : 0;
+    tensor = spread_units(tensor, other, matchings[use.group], model,
+                          other.role == MemberRole::kIn ? SlotWeight::kAverage : SlotWeight::kOne,
+                          {}, keep_inside);
+  }
+  return {unit_rows(tensor, *own, units)};
+}
 
 }  // namespace
 
@@ -440,24 +480,10 @@ PackedSimilarity weight_similarity(const NetworkStates& states, const UnitGroups
     if (states.buffers.contains(member.parameter)) continue;
     if (unmatched == UnmatchedAxes::kLeaveOut && !is_comparable(groups, uses, member, matchings))
       continue;
-    std::vector<at::Tensor> rows;
-    for (std::int64_t i = 0; i < models; ++i) {
-      at::Tensor tensor = states.models[i].at(member.parameter).detach().to(at::kFloat);
-      const GroupMember* own = &member;
-      for (const AxisUse& use : uses.at(member.parameter)) {
-        const GroupMember& other = member_of(groups, use, i);
-        if (use.group == g && use.member == m) own = &other;
-        if (other.axis == member.axis || matchings[use.group].slots == 0) continue;
-        // Units that a grouped convolution reads are compared where their group stands, so its
-        // outputs keep to theirs.
-        const std::int64_t keep_inside = member.groups > 1 ? tensor.size(0) / member.groups : 0;
-        tensor =
-            spread_units(tensor, other, matchings[use.group], i,
-                         other.role == MemberRole::kIn ? SlotWeight::kAverage : SlotWeight::kOne,
-                         {}, keep_inside);
-      }
-      rows.push_back(unit_rows(tensor, *own, stack.units(i)));
-    }
+    std::vector<SimilarityAccumulator::UnitRows> rows;
+    for (std::int64_t i = 0; i < models; ++i)
+      rows.push_back(
+          comparable_rows(states, groups, uses.at(member.parameter), {g, m, {}}, matchings, i));
     pending.add(std::move(rows), member.parameter);
   }
   pending.flush();

@@ -1,6 +1,7 @@
 #include "weightsmith/merge/transform.h"
 
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
@@ -276,6 +277,28 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
   spread.index_add_(0, index, source);
 
   return placed_back(spread);
+}
+
+std::optional<std::vector<std::int64_t>> axis_order(std::int64_t positions,
+                                                    const std::vector<AxisUse>& uses,
+                                                    const UnitGroups& groups,
+                                                    const std::vector<Matching>& matchings,
+                                                    std::int64_t model) {
+  AxisMap map(positions);
+  for (const AxisUse& use : uses) {
+    const GroupMember& member = member_of(groups, use, model);
+    if (member.groups > 1) return std::nullopt;
+    const Matching& matching = matchings[use.group];
+    map.spread(member, matching, model, factors_of(matching, SlotWeight::kAverage, {}));
+  }
+  if (!map.factor.empty() || map.length != positions) return std::nullopt;
+  std::vector<std::int64_t> order(positions, -1);
+  for (std::int64_t p = 0; p < positions; ++p) {
+    std::int64_t& from = order[map.target[p]];
+    if (from >= 0) return std::nullopt;
+    from = p;
+  }
+  return order;
 }
 
 at::Tensor unit_rows(const at::Tensor& tensor, const GroupMember& member, std::int64_t units) {

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,6 +54,15 @@ enum class SlotWeight {
 at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
                         const Matching& matching, std::int64_t model, SlotWeight weight,
                         const ModelShares& shares = {}, std::int64_t keep_inside = 0);
+
+/// What spreading the units of `uses`, all of them stretches of one axis of `positions` positions,
+/// makes of it for `model`: position p of the result is position order[p]. Nothing where units are
+/// added or weighted, or where a stretch is inside the groups of a convolution.
+std::optional<std::vector<std::int64_t>> axis_order(std::int64_t positions,
+                                                    const std::vector<AxisUse>& uses,
+                                                    const UnitGroups& groups,
+                                                    const std::vector<Matching>& matchings,
+                                                    std::int64_t model);
 
 /// What a member says of each unit: (units, elements a unit, the other axes); a view where that can
 /// be.

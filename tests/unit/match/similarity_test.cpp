@@ -158,26 +158,42 @@ TEST_CASE("members of any layout added together count as all their observations"
   const std::int64_t n = 77;
   const std::int64_t models = 2;
   at::manual_seed(48);
+  Rng rng(49);
+  const auto in_order = [&](const at::Tensor& values, std::int64_t dim) {
+    return SimilarityAccumulator::UnitRows{values, dim, random_permutation(values.size(dim), rng)};
+  };
   const auto weights_of = [&] {
-    return std::vector<at::Tensor>{
-        at::randn({n, 5}),                      // a row each
-        at::randn({40, n}).t(),                 // side by side
-        at::randn({6, n, 3, 3}).movedim(1, 0),  // runs of 9
-        at::randn({3, n, 2, 5}).contiguous(at::MemoryFormat::ChannelsLast).movedim(1, 0),
-        at::randn({n, 8}).narrow(1, 2, 3),  // a part of a row
-        at::randn({n}).to(at::kDouble),     // one number each
-        at::randn({n, 4, 0}),               // nothing
+    const auto images = at::MemoryFormat::ChannelsLast;
+    return std::vector<SimilarityAccumulator::UnitRows>{
+        {at::randn({n, 5})},                      // a row each
+        {at::randn({40, n}).t()},                 // side by side
+        {at::randn({6, n, 3, 3}).movedim(1, 0)},  // runs of 9
+        {at::randn({3, n, 2, 5}).contiguous(images).movedim(1, 0)},
+        {at::randn({n, 8}).narrow(1, 2, 3)},  // a part of a row
+        {at::randn({n}).to(at::kDouble)},     // one number each
+        {at::randn({n, 4, 0})},               // nothing
+        // The same in an order of their own.
+        in_order(at::randn({n, 1, 50}), 2),
+        in_order(at::randn({40, 1, n}).movedim(2, 0), 2),
+        in_order(at::randn({n, 2, 6, 3, 3}), 2),
+        in_order(at::randn({7, n, 3, 3}).movedim(1, 0).unsqueeze(1), 2),
+        in_order(at::randn({n, 2, 4, 5}), 3),
     };
   };
-  const std::vector<std::vector<at::Tensor>> of_model{weights_of(), weights_of()};
-  std::vector<std::vector<at::Tensor>> members;
+  const std::vector<std::vector<SimilarityAccumulator::UnitRows>> of_model{weights_of(),
+                                                                           weights_of()};
+  std::vector<std::vector<SimilarityAccumulator::UnitRows>> members;
   std::vector<at::Tensor> rows(models);
   for (std::size_t m = 0; m < of_model[0].size(); ++m)
     members.push_back({of_model[0][m], of_model[1][m]});
   for (std::int64_t i = 0; i < models; ++i) {
     std::vector<at::Tensor> all;
-    for (const at::Tensor& w : of_model[i])
-      if (w.numel() > 0) all.push_back(w.to(at::kFloat).reshape({n, -1}));
+    for (const SimilarityAccumulator::UnitRows& w : of_model[i]) {
+      if (w.values.numel() == 0) continue;
+      const at::Tensor ordered =
+          w.dim == 0 ? w.values : w.values.index_select(w.dim, at::tensor(w.order, at::kLong));
+      all.push_back(ordered.to(at::kFloat).reshape({n, -1}));
+    }
     rows[i] = at::cat(all, 1);
   }
   for (const Scope scope : {Scope::kAllPairs, Scope::kCrossModel}) {

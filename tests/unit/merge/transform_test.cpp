@@ -164,6 +164,30 @@ TEST_CASE("merging in one pass equals spreading along one axis after the other",
   }
 }
 
+TEST_CASE("an axis's units in the order of the slots are those that spreading gives", "[merge]") {
+  at::manual_seed(3);
+  UnitGroups groups;
+  groups.groups = {{"g", 4, 1, {{"w", 1, 2, 8, MemberRole::kIn, {}, 1}}, {}, "", {}},
+                   {"h", 4, 1, {{"w", 1, 0, 4, MemberRole::kIn, {13, 1, 0, 11}, 1}}, {}, "", {}}};
+  const std::vector<AxisUse> uses{{0, 0, {}}, {1, 0, {}}};
+  const at::Tensor tensor = at::randn({5, 14, 3});
+  for (const std::int64_t model : {0, 1}) {
+    const auto order = axis_order(14, uses, groups, {permutation(), permutation()}, model);
+    REQUIRE(order.has_value());
+    at::Tensor spread = tensor;
+    for (const AxisUse& use : uses)
+      spread = spread_units(spread, groups.groups[use.group].members[use.member], permutation(),
+                            model, SlotWeight::kAverage);
+    CHECK(at::equal(tensor.index_select(1, at::tensor(*order, at::kLong)), spread));
+  }
+  // Slots that hold several units, or none, of a model, and a model's units that are weighted.
+  const Matching weighted = make_matching({2, 4}, 4, {0, 1, 2, 3, 0, 0, 1, 1}, 0.0);
+  CHECK_FALSE(axis_order(14, {uses[0]}, groups, {weighted, permutation()}, 0).has_value());
+  CHECK_FALSE(axis_order(14, {uses[0]}, groups, {zip_like(), permutation()}, 1).has_value());
+  groups.groups[0].members[0].groups = 2;
+  CHECK_FALSE(axis_order(14, {uses[0]}, groups, {permutation(), permutation()}, 0).has_value());
+}
+
 TEST_CASE("a permutation is undone to the last bit, whatever the layout of memory", "[merge]") {
   at::manual_seed(2);
   UnitGroups groups;
