@@ -2,9 +2,13 @@
 // (scripts/augmentation_goldens.py).
 
 #include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
 
 #include <catch2/catch.hpp>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "support/golden.h"
 #include "support/images.h"
@@ -15,10 +19,6 @@
 
 namespace weightsmith {
 namespace {
-
-using testing::image_of;
-using testing::tensor_of;
-using Bytes = Image<std::uint8_t>;
 
 const TensorMap& tensors() {
   static const TensorMap map =
@@ -32,19 +32,34 @@ const nlohmann::json& facts() {
   return json;
 }
 
-template <class Change>
-at::Tensor changed(const char* image, Change change) {
-  Bytes bytes = image_of<std::uint8_t>(tensors().at(image));
-  change(bytes);
-  return tensor_of(bytes);
-}
-
 /// The largest difference in levels, and the share of values that differ at all.
 void check_close(const at::Tensor& ours, const at::Tensor& theirs, double most_different) {
   REQUIRE(ours.sizes() == theirs.sizes());
   const at::Tensor difference = (ours.to(at::kInt) - theirs.to(at::kInt)).abs();
   CHECK(difference.max().item<int>() <= 1);
   CHECK(difference.ne(0).to(at::kDouble).mean().item<double>() <= most_different);
+}
+
+/// What is done to an image, and what torchvision made of it.
+struct Comparison {
+  std::string what;
+  std::optional<DrawnStep> step;
+  at::Tensor theirs;
+  double most_different;
+};
+
+void check_all(const char* image, const std::vector<Comparison>& comparisons) {
+  std::vector<std::vector<DrawnStep>> steps;
+  for (const Comparison& c : comparisons)
+    steps.push_back(c.step ? std::vector{*c.step} : std::vector<DrawnStep>{});
+  const at::Tensor images =
+      tensors().at(image).unsqueeze(0).repeat({static_cast<std::int64_t>(steps.size()), 1, 1, 1});
+  const at::Tensor ours = testing::applied_singly(images, steps);
+  for (std::size_t i = 0; i < comparisons.size(); ++i) {
+    INFO(comparisons[i].what);
+    check_close(ours[static_cast<std::int64_t>(i)], comparisons[i].theirs,
+                comparisons[i].most_different);
+  }
 }
 
 PolicyOp op_named(const std::string& name) {
@@ -55,7 +70,9 @@ PolicyOp op_named(const std::string& name) {
 }
 
 TEST_CASE("every operation of the policies at every magnitude is torchvision's", "[golden]") {
-  int compared = 0;
+  const std::int64_t h = tensors().at("image").size(1);
+  const std::int64_t w = tensors().at("image").size(2);
+  std::vector<Comparison> comparisons;
   for (const auto& [space, ops] : facts()["magnitudes"].items()) {
     for (const auto& [name, magnitudes] : ops.items()) {
       const auto stored = tensors().find(space + "/" + name);
@@ -64,30 +81,27 @@ TEST_CASE("every operation of the policies at every magnitude is torchvision's",
       for (int negative = 0; negative < stored->second.size(0); ++negative) {
         for (std::size_t bin = 0; bin < magnitudes["values"].size(); ++bin) {
           const double magnitude = magnitudes["values"][bin].get<double>() * (negative ? -1 : 1);
-          INFO(space << " " << name << " " << magnitude);
-          const at::Tensor ours =
-              changed("image", [&](Bytes& b) { apply_policy_op(b, op, magnitude); });
           // Blends drop fractions, so that the last bit of a float can tip a value.
           const bool blends = op >= PolicyOp::kBrightness && op <= PolicyOp::kSharpness;
-          check_close(ours, stored->second[negative][static_cast<std::int64_t>(bin)],
-                      blends ? 0.02 : 0.0);
-          ++compared;
+          comparisons.push_back(
+              {fmt::format("{} {} {}", space, name, magnitude), policy_step(op, magnitude, h, w),
+               stored->second[negative][static_cast<std::int64_t>(bin)], blends ? 0.02 : 0.0});
         }
       }
     }
   }
-  CHECK(compared == 2 * (9 * 2 * 31 + 2 * 31 + 3) + 1);
+  check_all("image", comparisons);
+  CHECK(comparisons.size() == 2 * (9 * 2 * 31 + 2 * 31 + 3) + 1);
+  std::vector<Comparison> grey;
   for (const auto& [name, magnitude] : {std::pair{"Color", 0.9},
                                         {"Contrast", -0.5},
                                         {"Sharpness", 0.9},
                                         {"Equalize", 0.0},
                                         {"ShearX", 0.2}}) {
-    INFO("grey " << name);
-    const double m = magnitude;
-    const PolicyOp op = op_named(name);
-    check_close(changed("grey", [&](Bytes& b) { apply_policy_op(b, op, m); }),
-                tensors().at(std::string("grey/") + name), 0.02);
+    grey.push_back({std::string("grey ") + name, policy_step(op_named(name), magnitude, h, w),
+                    tensors().at(std::string("grey/") + name), 0.02});
   }
+  check_all("grey", grey);
 }
 
 TEST_CASE("magnitudes and signs are torchvision's", "[golden]") {
@@ -130,39 +144,33 @@ TEST_CASE("the policies of AutoAugment are the published tables", "[golden]") {
 
 TEST_CASE("jitter, rotations and resized crops are torchvision's", "[golden]") {
   const auto& cases = facts()["cases"];
-  using Adjust = void (*)(Bytes&, double);
-  for (const auto& [name, adjust] :
-       {std::pair<const char*, Adjust>{"brightness", image_ops::brightness},
-        {"contrast", image_ops::contrast},
-        {"saturation", image_ops::saturation},
-        {"hue", image_ops::hue}}) {
-    const Adjust apply = adjust;
+  using Op = ColourStep::Op;
+  std::vector<Comparison> comparisons;
+  for (const auto& [name, op] : {std::pair{"brightness", Op::kBrightness},
+                                 {"contrast", Op::kContrast},
+                                 {"saturation", Op::kSaturation},
+                                 {"hue", Op::kHue}}) {
     for (std::size_t i = 0; i < cases[name].size(); ++i) {
       const double factor = cases[name][i];
-      INFO(name << " " << factor);
       // Theirs takes hue through floats that end just below a whole level now and then.
-      check_close(changed("image", [&](Bytes& b) { apply(b, factor); }),
-                  tensors().at(std::string("jitter/") + name)[static_cast<std::int64_t>(i)],
-                  apply == image_ops::hue ? 0.3 : 0.02);
+      comparisons.push_back(
+          {fmt::format("{} {}", name, factor), ColourStep{op, factor},
+           tensors().at(std::string("jitter/") + name)[static_cast<std::int64_t>(i)],
+           op == Op::kHue ? 0.3 : 0.02});
     }
   }
   for (std::size_t i = 0; i < cases["rotation"].size(); ++i) {
     const double degrees = cases["rotation"][i];
-    INFO("rotation " << degrees);
-    check_close(changed("image",
-                        [&](Bytes& b) {
-                          image_ops::warp_bilinear(b, image_ops::inverse_affine(degrees, 1, 0, 0));
-                        }),
-                tensors().at("rotation")[static_cast<std::int64_t>(i)], 0.02);
+    comparisons.push_back({fmt::format("rotation {}", degrees),
+                           WarpStep{image_ops::inverse_affine(degrees, 1, 0, 0), false},
+                           tensors().at("rotation")[static_cast<std::int64_t>(i)], 0.02});
   }
+  check_all("image", comparisons);
   for (std::size_t i = 0; i < cases["resized_crop"].size(); ++i) {
-    INFO("resized crop " << i);
     const auto c = cases["resized_crop"][i].get<std::vector<std::int64_t>>();
-    check_close(changed("image",
-                        [&](Bytes& b) {
-                          image_ops::resized_crop(b, {c[0], c[1], c[2], c[3]}, c[4]);
-                        }),
-                tensors().at("resized_crop/" + std::to_string(i)), 0.02);
+    check_all("image",
+              {{fmt::format("resized crop {}", i), ResizedCropStep{{c[0], c[1], c[2], c[3]}, c[4]},
+                tensors().at("resized_crop/" + std::to_string(i)), 0.02}});
   }
 }
 

@@ -3,8 +3,10 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "weightsmith/data/augment.h"
+#include "weightsmith/data/drawn_step.h"
 #include "weightsmith/data/image.h"
 
 namespace weightsmith::testing {
@@ -25,6 +27,18 @@ at::Tensor tensor_of(const Image<T>& image) {
       at::empty({image.channels, image.height, image.width}, c10::CppTypeToScalarType<T>::value);
   std::copy_n(image.data(), image.numel(), tensor.data_ptr<T>());
   return tensor;
+}
+
+/// steps[i] applied to image i of (B, C, H, W) uint8.
+inline at::Tensor applied_singly(const at::Tensor& images,
+                                 const std::vector<std::vector<DrawnStep>>& steps) {
+  std::vector<at::Tensor> changed;
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    Image<std::uint8_t> image = image_of<std::uint8_t>(images[static_cast<std::int64_t>(i)]);
+    for (const DrawnStep& step : steps[i]) apply_step(step, image);
+    changed.push_back(tensor_of(image));
+  }
+  return at::stack(changed);
 }
 
 /// An augmentation with its default parameters.

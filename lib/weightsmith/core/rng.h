@@ -23,7 +23,9 @@ class Rng {
   /// The stream named by a seed and any number of coordinates (purpose, epoch, sample, head, ...).
   explicit Rng(std::uint64_t seed, std::initializer_list<std::uint64_t> coordinates = {});
 
-  std::uint64_t next() { return mix_bits(state_ += 0x9e3779b97f4a7c15ULL); }
+  std::uint64_t next() { return mix_bits(state_ += kStep); }
+  /// Passes over the next `count` numbers that next() gives. O(1).
+  void skip(std::uint64_t count) { state_ += count * kStep; }
   /// Uniform in [0, bound), without modulo bias. `bound` > 0.
   std::uint64_t below(std::uint64_t bound);
   /// Uniform in [0, 1) with 53 random bits.
@@ -33,6 +35,7 @@ class Rng {
   double normal();
 
  private:
+  static constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15ULL;
   std::uint64_t state_;
 };
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
 
 #include "weightsmith/config/fields.h"
 #include "weightsmith/data/image_ops.h"
@@ -140,70 +139,60 @@ double jitter_factor(double range, Rng& rng) {
   return rng.uniform(std::max(0.0, 1 - range), 1 + range);
 }
 
-void jitter_colours(const Augmentation& a, Image<std::uint8_t>& image, Rng& rng) {
+/// An image that something is drawn for.
+struct Shape {
+  std::int64_t channels, height, width;
+};
+
+template <class Sink>
+void draw_jitter(const Augmentation& a, Rng& rng, Sink& sink) {
+  using Op = ColourStep::Op;
   const double brightness = jitter_factor(a.brightness, rng);
   const double contrast = jitter_factor(a.contrast, rng);
   const double saturation = jitter_factor(a.saturation, rng);
   const double turn = rng.uniform(-a.hue, a.hue);
   for (const std::int64_t which : random_permutation(4, rng)) {
-    if (which == 0 && a.brightness > 0) image_ops::brightness(image, brightness);
-    if (which == 1 && a.contrast > 0) image_ops::contrast(image, contrast);
-    if (which == 2 && a.saturation > 0) image_ops::saturation(image, saturation);
-    if (which == 3 && a.hue > 0) image_ops::hue(image, turn);
+    if (which == 0 && a.brightness > 0) sink(ColourStep{Op::kBrightness, brightness});
+    if (which == 1 && a.contrast > 0) sink(ColourStep{Op::kContrast, contrast});
+    if (which == 2 && a.saturation > 0) sink(ColourStep{Op::kSaturation, saturation});
+    if (which == 3 && a.hue > 0) sink(ColourStep{Op::kHue, turn});
   }
 }
 
-template <class T>
-void erase(const Augmentation& a, Image<T>& image, Rng& rng) {
+template <class Sink>
+void draw_erasing(const Augmentation& a, Shape image, Rng& rng, Sink& sink) {
   if (rng.uniform() >= a.probability) return;
-  const auto drawn =
+  const auto box =
       image_ops::random_box(rng, image.height, image.width, {a.erased_area[0], a.erased_area[1]},
                             {a.erased_ratio[0], a.erased_ratio[1]});
-  if (!drawn) return;
-  const image_ops::Box& box = *drawn;
-  for (std::int64_t c = 0; c < image.channels; ++c) {
-    for (std::int64_t y = box.top; y < box.top + box.height; ++y) {
-      T* row = image.data() + c * image.plane() + y * image.width + box.left;
-      for (T* value = row; value != row + box.width; ++value) {
-        if (a.fill == Augmentation::Fill::kZero) {
-          *value = T{0};
-        } else if constexpr (std::is_same_v<T, std::uint8_t>) {
-          *value = static_cast<std::uint8_t>(rng.next() >> 56);
-        } else {
-          *value = static_cast<float>(rng.uniform());
-        }
-      }
-    }
+  if (!box) return;
+  if (a.fill == Augmentation::Fill::kZero) {
+    sink(EraseStep{*box, std::nullopt});
+    return;
   }
+  const Rng noise = rng;
+  rng.skip(static_cast<std::uint64_t>(image.channels * box->height * box->width));
+  sink(EraseStep{*box, noise});
 }
 
-/// Those that exist for bytes alone.
-void augment_colours(const Augmentation& a, Image<std::uint8_t>& image, Rng& rng) {
-  switch (a.name) {
-    case Name::kColorJitter:
-      jitter_colours(a, image, rng);
-      break;
-    case Name::kAutoAugment:
-      for (const DrawnOp& step : draw_autoaugment(a.policy, image.height, image.width, rng))
-        apply_policy_op(image, step.op, step.magnitude);
-      break;
-    case Name::kRandAugment:
-      for (const DrawnOp& step :
-           draw_randaugment(a.operations, a.magnitude, a.bins, image.height, image.width, rng))
-        apply_policy_op(image, step.op, step.magnitude);
-      break;
-    case Name::kTrivialAugment: {
-      const DrawnOp step = draw_trivialaugment(a.bins, image.height, image.width, rng);
-      apply_policy_op(image, step.op, step.magnitude);
-      break;
-    }
-    default:
-      WS_CHECK(false, "not an augmentation of colours");
-  }
+template <class Sink>
+void draw_policy(const Augmentation& a, Shape image, Rng& rng, Sink& sink) {
+  const auto take = [&](const DrawnOp& drawn) {
+    if (const auto step = policy_step(drawn.op, drawn.magnitude, image.height, image.width))
+      sink(*step);
+  };
+  if (a.name == Name::kTrivialAugment)
+    return take(draw_trivialaugment(a.bins, image.height, image.width, rng));
+  for (const DrawnOp& drawn :
+       a.name == Name::kAutoAugment
+           ? draw_autoaugment(a.policy, image.height, image.width, rng)
+           : draw_randaugment(a.operations, a.magnitude, a.bins, image.height, image.width, rng))
+    take(drawn);
 }
 
-template <class T>
-void augment_once(const Augmentation& a, Image<T>& image, Rng& rng) {
+/// Hands each step that is drawn to `sink`.
+template <class Sink>
+void draw_steps(const Augmentation& a, Shape image, Rng& rng, Sink&& sink) {
   switch (a.name) {
     case Name::kRandomCrop: {
       const std::int64_t padding = a.padding.value_or((image.height + 7) / 8);
@@ -214,48 +203,46 @@ void augment_once(const Augmentation& a, Image<T>& image, Rng& rng) {
       };
       const std::int64_t dy = offset();
       const std::int64_t dx = offset();
-      image_ops::shift(image, dy, dx);
+      sink(ShiftStep{dy, dx});
       break;
     }
     case Name::kRandomResizedCrop: {
       const std::array ratio{a.crop_ratio[0], a.crop_ratio[1]};
       const auto box = image_ops::random_box(rng, image.height, image.width,
                                              {a.crop_area[0], a.crop_area[1]}, ratio);
-      image_ops::resized_crop(image,
-                              box ? *box : image_ops::central_box(image.height, image.width, ratio),
-                              a.size.value_or(image.height));
+      sink(ResizedCropStep{box ? *box : image_ops::central_box(image.height, image.width, ratio),
+                           a.size.value_or(image.height)});
       break;
     }
     case Name::kHorizontalFlip:
-      if (rng.uniform() < a.probability) image_ops::flip_left_right(image);
-      break;
     case Name::kVerticalFlip:
-      if (rng.uniform() < a.probability) image_ops::flip_top_bottom(image);
+      if (rng.uniform() < a.probability) sink(FlipStep{a.name == Name::kVerticalFlip});
       break;
     case Name::kRotation:
-      image_ops::warp_bilinear(
-          image, image_ops::inverse_affine(rng.uniform(-a.degrees, a.degrees), 1, 0, 0));
+      sink(WarpStep{image_ops::inverse_affine(rng.uniform(-a.degrees, a.degrees), 1, 0, 0), false});
       break;
     case Name::kAffine: {
       const double degrees = rng.uniform(-a.degrees, a.degrees);
       const double scale = 1.0 + rng.uniform(-a.scale, a.scale);
       const double dx = rng.uniform(-a.shift, a.shift) * static_cast<double>(image.width);
       const double dy = rng.uniform(-a.shift, a.shift) * static_cast<double>(image.height);
-      image_ops::warp_bilinear(image, image_ops::inverse_affine(degrees, scale, dx, dy));
+      sink(WarpStep{image_ops::inverse_affine(degrees, scale, dx, dy), false});
       break;
     }
+    case Name::kColorJitter:
+      draw_jitter(a, rng, sink);
+      break;
+    case Name::kAutoAugment:
+    case Name::kRandAugment:
+    case Name::kTrivialAugment:
+      draw_policy(a, image, rng, sink);
+      break;
     case Name::kRandomErasing:
-      erase(a, image, rng);
+      draw_erasing(a, image, rng, sink);
       break;
     case Name::kMixup:
     case Name::kCutmix:
       break;
-    default:
-      if constexpr (std::is_same_v<T, std::uint8_t>) {
-        augment_colours(a, image, rng);
-      } else {
-        WS_CHECK(false, "colours are changed as bytes");
-      }
   }
 }
 
@@ -293,9 +280,17 @@ std::array<std::int64_t, 2> augmented_size(const Pipeline& pipeline, std::int64_
   return {height, width};
 }
 
+void draw_augmentation(const Augmentation& augmentation, std::array<std::int64_t, 3> shape,
+                       Rng& rng, std::vector<DrawnStep>& drawn) {
+  draw_steps(augmentation, {shape[0], shape[1], shape[2]}, rng,
+             [&](const DrawnStep& step) { drawn.push_back(step); });
+}
+
 template <class T>
 void augment(std::span<const Augmentation> steps, Image<T>& image, Rng& rng) {
-  for (const Augmentation& step : steps) augment_once(step, image, rng);
+  for (const Augmentation& a : steps)
+    draw_steps(a, {image.channels, image.height, image.width}, rng,
+               [&](const DrawnStep& step) { apply_step(step, image); });
 }
 
 template void augment(std::span<const Augmentation>, Image<std::uint8_t>&, Rng&);

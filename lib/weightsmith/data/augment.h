@@ -96,8 +96,13 @@ std::size_t steps_on_bytes(const Pipeline& pipeline);
 std::array<std::int64_t, 2> augmented_size(const Pipeline& pipeline, std::int64_t height,
                                            std::int64_t width);
 
-/// Applies `steps` in place, of those that mix batches none; the same numbers from `rng` give the
-/// same image. With floats no step may need colour.
+/// Draws what an augmentation does to an image (C, H, W) and appends it to `drawn`: nothing, one
+/// step or several, one after the other. Those that mix batches do nothing to an image.
+void draw_augmentation(const Augmentation& augmentation, std::array<std::int64_t, 3> shape,
+                       Rng& rng, std::vector<DrawnStep>& drawn);
+
+/// Draws and applies `steps` in place, of those that mix batches none; the same numbers from `rng`
+/// give the same image. With floats no step may need colour.
 ///
 /// Rotations and scalings turn about the image's centre ((H − 1)/2, (W − 1)/2) with the y axis
 /// pointing down: an output pixel takes the bilinear value at the point that moves onto it; outside

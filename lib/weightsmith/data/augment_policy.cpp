@@ -106,53 +106,43 @@ EnumNames<AutoAugmentPolicy> enum_names(AutoAugmentPolicy) {
   return {{AutoAugmentPolicy::kCifar10, "cifar10"}, {AutoAugmentPolicy::kImageNet, "imagenet"}};
 }
 
-void apply_policy_op(Image<std::uint8_t>& image, PolicyOp op, double magnitude) {
+std::optional<DrawnStep> policy_step(PolicyOp op, double magnitude, std::int64_t height,
+                                     std::int64_t width) {
+  using Op = ColourStep::Op;
+  const auto pixels = -static_cast<std::int64_t>(magnitude);
   switch (op) {
     case kIdentity:
-      break;
+      return std::nullopt;
     case kShearX:
-      image_ops::warp_nearest(image, inverse_shear(magnitude, 0, image.height, image.width));
-      break;
+      return WarpStep{inverse_shear(magnitude, 0, height, width), true};
     case kShearY:
-      image_ops::warp_nearest(image, inverse_shear(0, magnitude, image.height, image.width));
-      break;
+      return WarpStep{inverse_shear(0, magnitude, height, width), true};
     case kTranslateX:
-      image_ops::shift(image, 0, -static_cast<std::int64_t>(magnitude));
-      break;
+      return ShiftStep{0, pixels};
     case kTranslateY:
-      image_ops::shift(image, -static_cast<std::int64_t>(magnitude), 0);
-      break;
+      return ShiftStep{pixels, 0};
     case kRotate:
-      image_ops::warp_nearest(image, image_ops::inverse_affine(magnitude, 1, 0, 0));
-      break;
+      return WarpStep{image_ops::inverse_affine(magnitude, 1, 0, 0), true};
     case kBrightness:
-      image_ops::brightness(image, 1 + magnitude);
-      break;
+      return ColourStep{Op::kBrightness, 1 + magnitude};
     case kColor:
-      image_ops::saturation(image, 1 + magnitude);
-      break;
+      return ColourStep{Op::kSaturation, 1 + magnitude};
     case kContrast:
-      image_ops::contrast(image, 1 + magnitude);
-      break;
+      return ColourStep{Op::kContrast, 1 + magnitude};
     case kSharpness:
-      image_ops::sharpness(image, 1 + magnitude);
-      break;
+      return ColourStep{Op::kSharpness, 1 + magnitude};
     case kPosterize:
-      image_ops::posterize(image, static_cast<int>(magnitude));
-      break;
+      return ColourStep{Op::kPosterize, magnitude};
     case kSolarize:
-      image_ops::solarize(image, magnitude);
-      break;
+      return ColourStep{Op::kSolarize, magnitude};
     case kAutoContrast:
-      image_ops::autocontrast(image);
-      break;
+      return ColourStep{Op::kAutocontrast, 0};
     case kEqualize:
-      image_ops::equalize(image);
-      break;
+      return ColourStep{Op::kEqualize, 0};
     case kInvert:
-      image_ops::invert(image);
-      break;
+      return ColourStep{Op::kInvert, 0};
   }
+  return std::nullopt;
 }
 
 bool is_signed(PolicyOp op) { return op >= kShearX && op <= kSharpness; }

@@ -10,7 +10,7 @@
 
 #include "weightsmith/config/enum_names.h"
 #include "weightsmith/core/rng.h"
-#include "weightsmith/data/image.h"
+#include "weightsmith/data/drawn_step.h"
 
 namespace weightsmith {
 
@@ -37,8 +37,10 @@ enum class PolicyOp {
 };
 EnumNames<PolicyOp> enum_names(PolicyOp);
 
-/// Applies `op` as torchvision 0.14 applies it to uint8 tensors.
-void apply_policy_op(Image<std::uint8_t>& image, PolicyOp op, double magnitude);
+/// What `op` does to images (H, W) of uint8, as torchvision 0.14 does it to tensors; none of
+/// kIdentity.
+std::optional<DrawnStep> policy_step(PolicyOp op, double magnitude, std::int64_t height,
+                                     std::int64_t width);
 
 /// True where a magnitude is as likely negative as positive: shears, translations, rotations,
 /// brightness, colour, contrast, sharpness.

@@ -29,11 +29,6 @@ double draw_log_gamma(double shape, Rng& rng) {
   }
 }
 
-/// Rows [top, bottom) and columns [left, right) of an image.
-struct Patch {
-  std::int64_t top, bottom, left, right;
-};
-
 Patch draw_patch(double share, std::int64_t height, std::int64_t width, Rng& rng) {
   const auto span = [&](std::int64_t size) {
     const auto length = static_cast<std::int64_t>(std::sqrt(1 - share) * static_cast<double>(size));
@@ -54,24 +49,40 @@ double draw_beta(double alpha, Rng& rng) {
   return 1 / (1 + std::exp(b - a));
 }
 
-// Plain loops, as in the loader.
-Mixing mix_batch(const Pipeline& pipeline, at::Tensor& images, const at::Tensor& labels, Rng& rng) {
+DrawnMixing draw_mixing(const Pipeline& pipeline, std::int64_t count, std::int64_t height,
+                        std::int64_t width, Rng& rng) {
   std::vector<const Augmentation*> ways;
   for (const Augmentation& a : pipeline)
     if (a.name == Augmentation::Name::kMixup || a.name == Augmentation::Name::kCutmix)
       ways.push_back(&a);
-  Mixing mixing;
-  if (ways.empty()) return mixing;
+  DrawnMixing drawn;
+  if (ways.empty()) return drawn;
   const Augmentation& way = *ways[ways.size() == 1 ? 0 : rng.below(ways.size())];
   const bool cuts = way.name == Augmentation::Name::kCutmix;
-  mixing.share = draw_beta(cuts ? way.cutmix_alpha : way.mixup_alpha, rng);
+  drawn.share = draw_beta(cuts ? way.cutmix_alpha : way.mixup_alpha, rng);
+  drawn.partners = random_permutation(count, rng);
+  if (!cuts) return drawn;
+  const Patch patch = draw_patch(drawn.share, height, width, rng);
+  drawn.patch = patch;
+  drawn.share = 1 - static_cast<double>((patch.bottom - patch.top) * (patch.right - patch.left)) /
+                        static_cast<double>(height * width);
+  return drawn;
+}
 
-  WS_CHECK(images.dim() == 4 && images.is_contiguous() && images.scalar_type() == at::kFloat);
+// Plain loops, as in the loader.
+Mixing mix_batch(const Pipeline& pipeline, at::Tensor& images, const at::Tensor& labels, Rng& rng) {
+  Mixing mixing;
+  if (images.dim() != 4) return mixing;
   const std::int64_t count = images.size(0);
   const std::int64_t height = images.size(2);
   const std::int64_t width = images.size(3);
+  const DrawnMixing drawn = draw_mixing(pipeline, count, height, width, rng);
+  if (drawn.partners.empty()) return mixing;
+  mixing.share = drawn.share;
+
+  WS_CHECK(images.is_contiguous() && images.scalar_type() == at::kFloat);
   const std::int64_t numel = images.numel() / count;
-  const std::vector<std::int64_t> partner = random_permutation(count, rng);
+  const std::vector<std::int64_t>& partner = drawn.partners;
   mixing.labels = at::empty({count}, at::kLong);
   for (std::int64_t i = 0; i < count; ++i)
     mixing.labels.data_ptr<std::int64_t>()[i] = labels.data_ptr<std::int64_t>()[partner[i]];
@@ -79,15 +90,12 @@ Mixing mix_batch(const Pipeline& pipeline, at::Tensor& images, const at::Tensor&
   const auto* own = images.data_ptr<float>();
   const std::vector<float> before(own, own + images.numel());
   float* to = images.data_ptr<float>();
-  if (cuts) {
-    const Patch patch = draw_patch(mixing.share, height, width, rng);
-    const std::int64_t columns = patch.right - patch.left;
-    mixing.share = 1 - static_cast<double>((patch.bottom - patch.top) * columns) /
-                           static_cast<double>(height * width);
+  if (const auto& patch = drawn.patch) {
+    const std::int64_t columns = patch->right - patch->left;
     for (std::int64_t i = 0; i < count; ++i)
       for (std::int64_t c = 0; c < images.size(1); ++c)
-        for (std::int64_t y = patch.top; y < patch.bottom; ++y) {
-          const std::int64_t at = (c * height + y) * width + patch.left;
+        for (std::int64_t y = patch->top; y < patch->bottom; ++y) {
+          const std::int64_t at = (c * height + y) * width + patch->left;
           std::copy_n(before.data() + partner[i] * numel + at, columns, to + i * numel + at);
         }
     return mixing;

@@ -24,6 +24,16 @@ TEST_CASE("streams are repeatable and differ by seed and by every coordinate", "
   CHECK(firsts.size() == 6);
 }
 
+TEST_CASE("numbers that are passed over are not drawn", "[core]") {
+  Rng drawn(5);
+  Rng skipped(5);
+  for (const std::uint64_t count : {0, 1, 7}) {
+    for (std::uint64_t i = 0; i < count; ++i) drawn.next();
+    skipped.skip(count);
+    CHECK(skipped.next() == drawn.next());
+  }
+}
+
 TEST_CASE("draws have the moments of their distributions", "[core]") {
   Rng rng(7);
   const int n = 200000;
