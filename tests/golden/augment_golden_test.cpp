@@ -48,17 +48,20 @@ struct Comparison {
   double most_different;
 };
 
+/// Image by image, and all of them together.
 void check_all(const char* image, const std::vector<Comparison>& comparisons) {
   std::vector<std::vector<DrawnStep>> steps;
   for (const Comparison& c : comparisons)
     steps.push_back(c.step ? std::vector{*c.step} : std::vector<DrawnStep>{});
   const at::Tensor images =
       tensors().at(image).unsqueeze(0).repeat({static_cast<std::int64_t>(steps.size()), 1, 1, 1});
-  const at::Tensor ours = testing::applied_singly(images, steps);
-  for (std::size_t i = 0; i < comparisons.size(); ++i) {
-    INFO(comparisons[i].what);
-    check_close(ours[static_cast<std::int64_t>(i)], comparisons[i].theirs,
-                comparisons[i].most_different);
+  for (const auto apply : {testing::applied_singly, testing::applied_together}) {
+    const at::Tensor ours = apply(images, steps);
+    for (std::size_t i = 0; i < comparisons.size(); ++i) {
+      INFO(comparisons[i].what << (apply == testing::applied_together ? ", in a batch" : ""));
+      check_close(ours[static_cast<std::int64_t>(i)], comparisons[i].theirs,
+                  comparisons[i].most_different);
+    }
   }
 }
 

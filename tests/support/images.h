@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "weightsmith/data/augment.h"
+#include "weightsmith/data/batch_steps.h"
 #include "weightsmith/data/drawn_step.h"
 #include "weightsmith/data/image.h"
 
@@ -29,7 +30,7 @@ at::Tensor tensor_of(const Image<T>& image) {
   return tensor;
 }
 
-/// steps[i] applied to image i of (B, C, H, W) uint8.
+/// steps[i] applied to image i of (B, C, H, W) uint8, one image after the other.
 inline at::Tensor applied_singly(const at::Tensor& images,
                                  const std::vector<std::vector<DrawnStep>>& steps) {
   std::vector<at::Tensor> changed;
@@ -39,6 +40,15 @@ inline at::Tensor applied_singly(const at::Tensor& images,
     changed.push_back(tensor_of(image));
   }
   return at::stack(changed);
+}
+
+/// The same, all images together.
+inline at::Tensor applied_together(const at::Tensor& images,
+                                   const std::vector<std::vector<DrawnStep>>& steps) {
+  BatchSteps batch(images.size(0), {images.size(1), images.size(2), images.size(3)});
+  TransferBuffer numbers;
+  batch.add(steps, numbers);
+  return batch.apply(images.clone(), numbers.finish(at::kCPU));
 }
 
 /// An augmentation with its default parameters.

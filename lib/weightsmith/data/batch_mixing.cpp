@@ -69,6 +69,19 @@ DrawnMixing draw_mixing(const Pipeline& pipeline, std::int64_t count, std::int64
   return drawn;
 }
 
+void mix_tensors(const DrawnMixing& drawn, const at::Tensor& partners, at::Tensor& images) {
+  const at::Tensor others = images.index_select(0, partners);
+  if (const auto& patch = drawn.patch) {
+    const auto inside = [&](const at::Tensor& all) {
+      return all.slice(2, patch->top, patch->bottom).slice(3, patch->left, patch->right);
+    };
+    inside(images).copy_(inside(others));
+    return;
+  }
+  const auto share = static_cast<float>(drawn.share);
+  images.mul_(share).add_(others * (1 - share));
+}
+
 // Plain loops, as in the loader.
 Mixing mix_batch(const Pipeline& pipeline, at::Tensor& images, const at::Tensor& labels, Rng& rng) {
   Mixing mixing;

@@ -34,6 +34,10 @@ struct DrawnMixing {
 DrawnMixing draw_mixing(const Pipeline& pipeline, std::int64_t count, std::int64_t height,
                         std::int64_t width, Rng& rng);
 
+/// Mixes `images` (B, C, H, W) float32 in place as it was drawn, on any device; that is also where
+/// `partners` (B) lies, int64.
+void mix_tensors(const DrawnMixing& drawn, const at::Tensor& partners, at::Tensor& images);
+
 /// Mixes `images` (B, C, H, W), float32 and contiguous on the CPU, in place as the end of
 /// `pipeline` says; with mixup and cutmix there, one of the two by a coin. λ ~ Beta(alpha, alpha),
 /// one a batch; partners are a uniform permutation of the batch.

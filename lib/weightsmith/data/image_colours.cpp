@@ -9,7 +9,6 @@ namespace weightsmith::image_ops {
 namespace {
 
 using Bytes = Image<std::uint8_t>;
-using Levels = std::array<std::uint8_t, 256>;  // what each value becomes
 
 /// Cut to [0, 255], the fraction dropped.
 std::uint8_t to_byte(float value) {
@@ -64,23 +63,29 @@ Levels equalising_levels(const std::array<std::int64_t, 256>& counts, std::int64
 
 }  // namespace
 
+Blend blend_of(double factor) {
+  return {static_cast<float>(factor), static_cast<float>(1 - factor)};
+}
+
 void brightness(Bytes& image, double factor) {
+  map_values(image.data(), image.numel(), brightness_levels(factor));
+}
+
+Levels brightness_levels(double factor) {
   const auto f = static_cast<float>(factor);
-  map_values(image.data(), image.numel(),
-             levels_of([f](int v) { return to_byte(f * static_cast<float>(v)); }));
+  return levels_of([f](int v) { return to_byte(f * static_cast<float>(v)); });
 }
 
 void contrast(Bytes& image, double factor) {
-  const auto f = static_cast<float>(factor);
-  const float rest = static_cast<float>(1 - factor) * static_cast<float>(mean_grey(image));
+  const auto [f, g] = blend_of(factor);
+  const float rest = g * static_cast<float>(mean_grey(image));
   map_values(image.data(), image.numel(),
-             levels_of([=](int v) { return to_byte(f * static_cast<float>(v) + rest); }));
+             levels_of([f = f, rest](int v) { return to_byte(f * static_cast<float>(v) + rest); }));
 }
 
 void saturation(Bytes& image, double factor) {
   if (image.channels != 3) return;
-  const auto f = static_cast<float>(factor);
-  const auto g = static_cast<float>(1 - factor);
+  const auto [f, g] = blend_of(factor);
   const std::int64_t plane = image.plane();
   std::uint8_t* red = image.data();
   std::uint8_t* green = red + plane;
@@ -101,7 +106,7 @@ void hue(Bytes& image, double turn) {
   std::uint8_t* blue = green + plane;
   // In sixths of the circle: red 0, green 2, blue 4 (Smith, "Color gamut transform pairs",
   // SIGGRAPH 1978).
-  const auto sixths = static_cast<float>(6 * turn);
+  const float sixths = hue_sixths(turn);
   for (std::int64_t i = 0; i < plane; ++i) {
     const float r = red[i];
     const float g = green[i];
@@ -142,17 +147,19 @@ void hue(Bytes& image, double turn) {
   }
 }
 
+float hue_sixths(double turn) { return static_cast<float>(6 * turn); }
+
 void sharpness(Bytes& image, double factor) {
   const std::int64_t h = image.height;
   const std::int64_t w = image.width;
   if (h <= 2 || w <= 2) return;
-  const auto f = static_cast<float>(factor);
-  const auto g = static_cast<float>(1 - factor);
+  const auto [f, g] = blend_of(factor);
   std::uint8_t* to = image.spare(image.numel());
   std::copy(image.data(), image.data() + image.numel(), to);
   // The border too is blended, with itself: a fraction may get lost there.
-  const Levels border = levels_of(
-      [=](int v) { return to_byte(f * static_cast<float>(v) + g * static_cast<float>(v)); });
+  const Levels border = levels_of([f = f, g = g](int v) {
+    return to_byte(f * static_cast<float>(v) + g * static_cast<float>(v));
+  });
   for (std::int64_t c = 0; c < image.channels; ++c) {
     const std::uint8_t* in = image.data() + c * image.plane();
     std::uint8_t* out = to + c * image.plane();
@@ -181,16 +188,27 @@ void posterize(Bytes& image, int bits) {
   for (std::int64_t i = 0; i < image.numel(); ++i) values[i] &= mask;
 }
 
+Levels posterize_levels(int bits) {
+  return levels_of([mask = 0xFF00 >> bits](int v) { return static_cast<std::uint8_t>(v & mask); });
+}
+
 void solarize(Bytes& image, double threshold) {
+  map_values(image.data(), image.numel(), solarize_levels(threshold));
+}
+
+Levels solarize_levels(double threshold) {
   const auto t = static_cast<float>(threshold);
-  map_values(image.data(), image.numel(), levels_of([t](int v) {
-               return static_cast<std::uint8_t>(static_cast<float>(v) >= t ? 255 - v : v);
-             }));
+  return levels_of(
+      [t](int v) { return static_cast<std::uint8_t>(static_cast<float>(v) >= t ? 255 - v : v); });
 }
 
 void invert(Bytes& image) {
   std::uint8_t* values = image.data();
   for (std::int64_t i = 0; i < image.numel(); ++i) values[i] = 255 - values[i];
+}
+
+Levels invert_levels() {
+  return levels_of([](int v) { return static_cast<std::uint8_t>(255 - v); });
 }
 
 void autocontrast(Bytes& image) {

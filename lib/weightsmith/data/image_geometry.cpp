@@ -115,34 +115,36 @@ void warp_bilinear(Image<T>& image, const Warp& m) {
   image.swap();
 }
 
-void warp_nearest(Image<std::uint8_t>& image, const Warp& m) {
+NearestGrid nearest_grid(const Warp& m, int64_t height, int64_t width) {
+  const float half_w = 0.5F * static_cast<float>(width);
+  const float half_h = 0.5F * static_cast<float>(height);
+  return {static_cast<float>(m.xx) / half_w, static_cast<float>(m.xy) / half_w,
+          static_cast<float>(m.yx) / half_h, static_cast<float>(m.yy) / half_h,
+          static_cast<float>(m.tx) / half_w, static_cast<float>(m.ty) / half_h};
+}
+
+void warp_nearest(Image<std::uint8_t>& image, const Warp& map) {
   const int64_t h = image.height;
   const int64_t w = image.width;
   const int64_t plane = h * w;
   const std::uint8_t* in = image.data();
   std::uint8_t* to = image.spare(image.numel());
-  // The grid runs over [-1, 1] in half-sizes.
   const float half_w = 0.5F * static_cast<float>(w);
   const float half_h = 0.5F * static_cast<float>(h);
-  const float xx = static_cast<float>(m.xx) / half_w;
-  const float xy = static_cast<float>(m.xy) / half_w;
-  const float tx = static_cast<float>(m.tx) / half_w;
-  const float yx = static_cast<float>(m.yx) / half_h;
-  const float yy = static_cast<float>(m.yy) / half_h;
-  const float ty = static_cast<float>(m.ty) / half_h;
+  const NearestGrid m = nearest_grid(map, h, w);
   std::vector<float> at_x(static_cast<std::size_t>(w));
   std::vector<float> at_y(static_cast<std::size_t>(w));
   for (int64_t x = 0; x < w; ++x) {
     const float rx = static_cast<float>(x) - half_w + 0.5F;
-    at_x[x] = rx * xx;
-    at_y[x] = rx * yx;
+    at_x[x] = rx * m.xx;
+    at_y[x] = rx * m.yx;
   }
   std::vector<std::int32_t> source(static_cast<std::size_t>(w));
   for (int64_t y = 0; y < h; ++y) {
     const float ry = static_cast<float>(y) - half_h + 0.5F;
     for (int64_t x = 0; x < w; ++x) {
-      const float gx = at_x[x] + ry * xy + tx;
-      const float gy = at_y[x] + ry * yy + ty;
+      const float gx = at_x[x] + ry * m.xy + m.tx;
+      const float gy = at_y[x] + ry * m.yy + m.ty;
       const float sx = nearest((gx + 1.0F) * half_w - 0.5F);
       const float sy = nearest((gy + 1.0F) * half_h - 0.5F);
       const bool inside =

@@ -34,8 +34,14 @@ Warp inverse_affine(double degrees, double scale, double dx, double dy);
 /// Bilinear; bytes are rounded to the nearest.
 template <class T>
 void warp_bilinear(Image<T>& image, const Warp& map);
-/// The nearest pixel. In single precision and in the order of torchvision's grid, so that points
-/// half-way between two pixels go where they go there.
+/// A Warp for images (H, W) in single precision over [-1, 1], in half-sizes, as torchvision's grid
+/// is.
+struct NearestGrid {
+  float xx, xy, yx, yy, tx, ty;
+};
+NearestGrid nearest_grid(const Warp& map, std::int64_t height, std::int64_t width);
+/// The nearest pixel. In the precision and the order of torchvision's grid, so that points half-way
+/// between two pixels go where they go there.
 void warp_nearest(Image<std::uint8_t>& image, const Warp& map);
 
 /// A rectangle of pixels.
@@ -57,22 +63,37 @@ Box central_box(std::int64_t height, std::int64_t width, std::array<double, 2> r
 
 // ---- colours, of bytes ----
 
+/// What each of 256 values becomes.
+using Levels = std::array<std::uint8_t, 256>;
+/// factor · image + rest · another one.
+struct Blend {
+  float factor, rest;
+};
+/// With the rest 1 − factor.
+Blend blend_of(double factor);
+
 /// factor · image; results are cut to [0, 255] and their fractions dropped, here and below.
 void brightness(Image<std::uint8_t>& image, double factor);
+Levels brightness_levels(double factor);
 /// factor · image + (1 − factor) · mean of its grey values.
 void contrast(Image<std::uint8_t>& image, double factor);
 /// factor · image + (1 − factor) · its grey values 0.2989 R + 0.587 G + 0.114 B.
 void saturation(Image<std::uint8_t>& image, double factor);
 /// Turns the hue by `turn` of a full circle, in [−1/2, 1/2].
 void hue(Image<std::uint8_t>& image, double turn);
+/// The turn in sixths of the circle, as it is computed with.
+float hue_sixths(double turn);
 /// factor · image + (1 − factor) · (image smoothed by [1 1 1; 1 5 1; 1 1 1] / 13); the border
 /// stays.
 void sharpness(Image<std::uint8_t>& image, double factor);
 /// Keeps the `bits` highest bits of every value; 0 to 8.
 void posterize(Image<std::uint8_t>& image, int bits);
+Levels posterize_levels(int bits);
 /// Inverts values from `threshold` on.
 void solarize(Image<std::uint8_t>& image, double threshold);
+Levels solarize_levels(double threshold);
 void invert(Image<std::uint8_t>& image);
+Levels invert_levels();
 /// Stretches each channel to [0, 255]; one of a single value stays.
 void autocontrast(Image<std::uint8_t>& image);
 /// Equalises the histogram of each channel.

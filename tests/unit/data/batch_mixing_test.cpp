@@ -71,6 +71,28 @@ TEST_CASE("cutmix pastes a box of a partner; the share is the area that is left"
   CHECK(least < 0.3);
 }
 
+TEST_CASE("tensors are mixed as they would be value by value", "[data]") {
+  const Pipeline pipeline{testing::augmentation(Name::kMixup),
+                          testing::augmentation(Name::kCutmix)};
+  int cut = 0;
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    at::Tensor images = at::rand({7, 3, 9, 5});
+    at::Tensor tensors = images.clone();
+    Rng rng(seed);
+    const DrawnMixing drawn = draw_mixing(pipeline, 7, 9, 5, rng);
+    cut += drawn.patch ? 1 : 0;
+    mix_tensors(drawn, at::tensor(drawn.partners, at::kLong), tensors);
+    Rng again(seed);
+    const Mixing mixing = mix_batch(pipeline, images, at::arange(7), again);
+    CHECK(mixing.share == drawn.share);
+    CHECK(mixing.labels.equal(at::tensor(drawn.partners, at::kLong)));
+    CHECK(tensors.equal(images));
+    CHECK(again.next() == rng.next());
+  }
+  CHECK(cut > 5);
+  CHECK(cut < 35);
+}
+
 TEST_CASE("both ways of mixing take turns, none leaves the batch alone", "[data]") {
   int cut = 0;
   for (std::uint64_t seed = 0; seed < 200; ++seed) {
