@@ -72,6 +72,7 @@ Loader::Loader(const Dataset& dataset, LoaderOptions options, LoaderPosition sta
                         enum_name(a.name), dataset.where, at::toString(dataset.dtype()), channels),
             "it needs uint8 images of 1 or 3 channels");
   }
+  if (options_.device) device_.emplace(dataset, *options_.device);
   batches_per_epoch_ = weightsmith::batches_per_epoch(dataset.size(), options_.batch_size);
   claimed_ = consumed_ = start.epoch * batches_per_epoch_ + start.batch;
   slots_.resize(static_cast<std::size_t>(options_.prefetch));
@@ -93,8 +94,16 @@ Batch Loader::next() {
   changed_.wait(lock, [&] { return slot.batch || slot.error; });
   // The position stays, so that a caller who carries on sees the error again and never hangs.
   if (slot.error) std::rethrow_exception(slot.error);
-  Batch batch = std::move(*slot.batch);
-  slot.batch.reset();
+  Batch batch = *slot.batch;
+  if (slot.plan) {
+    lock.unlock();  // nobody else touches the slot until it is consumed
+    DeviceBatches::Made made = device_->make(*slot.plan);
+    batch.views = std::move(made.views);
+    batch.labels = std::move(made.labels);
+    batch.mixing = std::move(made.mixing);
+    lock.lock();
+  }
+  slot = {};
   ++consumed_;
   lock.unlock();
   changed_.notify_all();
@@ -112,7 +121,7 @@ void Loader::work() {
     lock.unlock();
     Slot result;
     try {
-      result.batch = prepare(number, scratch);
+      prepare(number, scratch, result);
     } catch (...) {
       result.error = std::current_exception();
     }
@@ -131,35 +140,64 @@ std::vector<std::int64_t> Loader::sample_order(std::int64_t epoch) const {
   return random_permutation(dataset_.size(), rng);
 }
 
+std::vector<std::int64_t> Loader::samples_at(LoaderPosition position) const {
+  const std::int64_t begin = position.batch * options_.batch_size;
+  const std::int64_t count = std::min(options_.batch_size, dataset_.size() - begin);
+  const std::lock_guard lock(order_mutex_);
+  if (order_epoch_ != position.epoch) {
+    order_ = sample_order(position.epoch);
+    order_epoch_ = position.epoch;
+  }
+  return {order_.begin() + begin, order_.begin() + begin + count};
+}
+
+Rng Loader::sample_stream(LoaderPosition position, std::int64_t sample, std::size_t p) const {
+  return Rng(static_cast<std::uint64_t>(options_.seed),
+             {kAugmentStream, static_cast<std::uint64_t>(position.epoch),
+              static_cast<std::uint64_t>(sample), p});
+}
+
+Rng Loader::mixing_stream(LoaderPosition position, std::size_t p) const {
+  return Rng(static_cast<std::uint64_t>(options_.seed),
+             {kMixingStream, static_cast<std::uint64_t>(position.epoch),
+              static_cast<std::uint64_t>(position.batch), p});
+}
+
 // Plain loops instead of tensor operations: those would start a pool of OpenMP threads in each of
 // the loader's own threads.
-Batch Loader::prepare(std::int64_t number, Scratch& scratch) const {
-  Batch batch;
+void Loader::prepare(std::int64_t number, Scratch& scratch, Slot& slot) const {
+  Batch& batch = slot.batch.emplace();
   batch.position = {number / batches_per_epoch_, number % batches_per_epoch_};
-  const auto epoch = static_cast<std::uint64_t>(batch.position.epoch);
-  const std::int64_t begin = batch.position.batch * options_.batch_size;
-  const std::int64_t count = std::min(options_.batch_size, dataset_.size() - begin);
-  std::vector<std::int64_t> samples;
-  {
-    const std::lock_guard lock(order_mutex_);
-    if (order_epoch_ != batch.position.epoch) {
-      order_ = sample_order(batch.position.epoch);
-      order_epoch_ = batch.position.epoch;
-    }
-    samples.assign(order_.begin() + begin, order_.begin() + begin + count);
+  const std::vector<std::int64_t> samples = samples_at(batch.position);
+  if (device_) {
+    slot.plan = draw(batch.position, samples);
+    return;
   }
-
+  const auto count = static_cast<std::int64_t>(samples.size());
   batch.labels = at::empty({count}, at::kLong);
   for (std::int64_t i = 0; i < count; ++i)
     batch.labels.data_ptr<std::int64_t>()[i] = dataset_.labels.data_ptr<std::int64_t>()[samples[i]];
   const std::vector<const void*> stored = stored_samples(samples, scratch);
   for (std::size_t p = 0; p < options_.pipelines.size(); ++p) {
-    batch.views.push_back(prepare_view(p, epoch, samples, stored, scratch));
-    Rng rng(static_cast<std::uint64_t>(options_.seed),
-            {kMixingStream, epoch, static_cast<std::uint64_t>(batch.position.batch), p});
+    batch.views.push_back(prepare_view(p, batch.position, samples, stored, scratch));
+    Rng rng = mixing_stream(batch.position, p);
     batch.mixing.push_back(mix_batch(options_.pipelines[p], batch.views.back(), batch.labels, rng));
   }
-  return batch;
+}
+
+DeviceBatches::Plan Loader::draw(LoaderPosition position,
+                                 const std::vector<std::int64_t>& samples) const {
+  std::vector<std::int64_t> labels;
+  for (const std::int64_t sample : samples)
+    labels.push_back(dataset_.labels.data_ptr<std::int64_t>()[sample]);
+  std::vector<DeviceBatches::Streams> streams;
+  for (std::size_t p = 0; p < options_.pipelines.size(); ++p) {
+    DeviceBatches::Streams& own =
+        streams.emplace_back(DeviceBatches::Streams{{}, mixing_stream(position, p)});
+    for (const std::int64_t sample : samples)
+      own.samples.push_back(sample_stream(position, sample, p));
+  }
+  return device_->draw(options_.pipelines, samples, labels, std::move(streams));
 }
 
 std::vector<const void*> Loader::stored_samples(const std::vector<std::int64_t>& samples,
@@ -181,7 +219,7 @@ std::vector<const void*> Loader::stored_samples(const std::vector<std::int64_t>&
   return stored;
 }
 
-at::Tensor Loader::prepare_view(std::size_t p, std::uint64_t epoch,
+at::Tensor Loader::prepare_view(std::size_t p, LoaderPosition position,
                                 const std::vector<std::int64_t>& samples,
                                 const std::vector<const void*>& stored, Scratch& scratch) const {
   const Pipeline& pipeline = options_.pipelines[p];
@@ -195,8 +233,7 @@ at::Tensor Loader::prepare_view(std::size_t p, std::uint64_t epoch,
   at::Tensor view = at::empty(shape, at::kFloat);
   const std::int64_t numel = view.numel() / shape[0];
   for (std::size_t i = 0; i < samples.size(); ++i) {
-    Rng rng(static_cast<std::uint64_t>(options_.seed),
-            {kAugmentStream, epoch, static_cast<std::uint64_t>(samples[i]), p});
+    Rng rng = sample_stream(position, samples[i], p);
     prepare_image(pipeline, stored[i], rng, scratch,
                   view.data_ptr<float>() + static_cast<std::int64_t>(i) * numel);
   }

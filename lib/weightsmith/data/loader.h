@@ -13,6 +13,7 @@
 #include "weightsmith/data/augment.h"
 #include "weightsmith/data/batch_mixing.h"
 #include "weightsmith/data/dataset.h"
+#include "weightsmith/data/device_batches.h"
 
 namespace weightsmith {
 
@@ -23,6 +24,9 @@ struct LoaderOptions {
   std::vector<Pipeline> pipelines;  ///< one view of every sample a pipeline; empty: one, unchanged
   int threads = 1;                  ///< that prepare batches
   std::int64_t prefetch = 4;        ///< batches prepared ahead of the consumer, at most
+  /// Where the samples lie and batches are made, by the consumer's thread: the loader's only draw
+  /// them. None: the loader's threads make them on the CPU.
+  std::optional<at::Device> device = std::nullopt;
 };
 
 /// Where in the endless sequence of batches a run is.
@@ -31,6 +35,7 @@ struct LoaderPosition {
   std::int64_t batch = 0;  ///< within the epoch
 };
 
+/// Tensors lie on the loader's device, where it has one, else on the CPU.
 struct Batch {
   LoaderPosition position;
   std::vector<at::Tensor> views;  ///< one a pipeline: (B, ...) float32, normalised; same samples
@@ -44,7 +49,8 @@ std::int64_t batches_per_epoch(std::int64_t samples, std::int64_t batch_size);
 /// Shuffled, augmented, normalised batches, prepared by threads of its own, which also decode the
 /// samples that a data set has on demand, once for all pipelines. What a batch holds
 /// depends on (seed, epoch, sample, pipeline) and, for mixed batches, its number alone: not on the
-/// number of threads, nor on where reading began, so a run resumes from a LoaderPosition.
+/// number of threads, nor on where reading began, so a run resumes from a LoaderPosition. On a
+/// device the same is drawn, and images are the same up to rounding.
 ///
 /// An epoch visits every sample once. Its last batch may be smaller; one that would hold a single
 /// sample is left out, because batch statistics of one sample mean nothing (unless it is the only
@@ -53,7 +59,7 @@ class Loader {
  public:
   /// `dataset` must outlive the loader. Throws Error{kConfig} when a pipeline is asked of samples
   /// that are not images (C, H, W), or changes of colour of images that are not bytes of one or
-  /// three channels.
+  /// three channels; with a device as DeviceBatches does.
   Loader(const Dataset& dataset, LoaderOptions options, LoaderPosition start = {});
   /// Stops the threads and waits for them.
   ~Loader();
@@ -68,6 +74,7 @@ class Loader {
  private:
   struct Slot {
     std::optional<Batch> batch;
+    std::optional<DeviceBatches::Plan> plan;  // what a device has to do for the batch
     std::exception_ptr error;
   };
 
@@ -79,8 +86,14 @@ class Loader {
     Image<float> values;
   };
 
-  Batch prepare(std::int64_t number, Scratch& scratch) const;
-  at::Tensor prepare_view(std::size_t pipeline, std::uint64_t epoch,
+  void prepare(std::int64_t number, Scratch& scratch, Slot& slot) const;
+  /// The samples of a batch.
+  std::vector<std::int64_t> samples_at(LoaderPosition position) const;
+  /// The random numbers of one view of a sample, and of what mixes a view of a batch.
+  Rng sample_stream(LoaderPosition position, std::int64_t sample, std::size_t pipeline) const;
+  Rng mixing_stream(LoaderPosition position, std::size_t pipeline) const;
+  DeviceBatches::Plan draw(LoaderPosition position, const std::vector<std::int64_t>& samples) const;
+  at::Tensor prepare_view(std::size_t pipeline, LoaderPosition position,
                           const std::vector<std::int64_t>& samples,
                           const std::vector<const void*>& stored, Scratch& scratch) const;
   /// Where the values of the samples are, decoded where need be.
@@ -97,6 +110,7 @@ class Loader {
   bool is_bytes_;  // else floats
   Normalisation normalisation_;
   std::int64_t batches_per_epoch_;
+  std::optional<DeviceBatches> device_;
 
   mutable std::mutex order_mutex_;
   mutable std::int64_t order_epoch_ = -1;

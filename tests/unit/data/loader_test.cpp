@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <thread>
+#include <utility>
 
 #include "support/expect_error.h"
 #include "support/images.h"
@@ -165,6 +166,85 @@ TEST_CASE("changes of colour are refused for floats and for other channels", "[d
                         testing::augmentation(Augmentation::Name::kRotation),
                         testing::augmentation(Augmentation::Name::kRandomErasing)}};
   CHECK(Loader(set, options).next().views[0].sizes() == at::IntArrayRef({8, 2, 4, 4}));
+}
+
+/// Many images that differ, and pipelines that end in bytes, in floats, in another size and mixed.
+std::pair<Dataset, LoaderOptions> mixed_set() {
+  at::manual_seed(2);
+  Dataset set = numbered(23);
+  set.images = at::randint(256, {23, 3, 9, 12}, at::kByte);
+  set.mean = {0.2, 0.3, 0.4};
+  set.std = {0.5, 2.0, 1.5};
+  LoaderOptions options = options_of(2);
+  Augmentation noise = testing::augmentation(Augmentation::Name::kRandomErasing);
+  noise.fill = Augmentation::Fill::kNoise;
+  const auto plain = [](Augmentation::Name name) { return testing::augmentation(name); };
+  options.pipelines.push_back({});
+  options.pipelines.push_back({plain(Augmentation::Name::kAutoAugment), noise,
+                               plain(Augmentation::Name::kMixup),
+                               plain(Augmentation::Name::kCutmix)});
+  options.pipelines.push_back({plain(Augmentation::Name::kRandomResizedCrop),
+                               plain(Augmentation::Name::kVerticalFlip),
+                               plain(Augmentation::Name::kCutmix)});
+  return {set, options};
+}
+
+void check_close(const Batch& found, const Batch& expected) {
+  CHECK(found.position.epoch == expected.position.epoch);
+  CHECK(found.position.batch == expected.position.batch);
+  CHECK(found.labels.equal(expected.labels));
+  REQUIRE(found.views.size() == expected.views.size());
+  for (std::size_t v = 0; v < found.views.size(); ++v) {
+    INFO("view " << v);
+    REQUIRE(found.views[v].sizes() == expected.views[v].sizes());
+    CHECK(at::allclose(found.views[v], expected.views[v], 0, 1e-4));
+    CHECK(found.mixing[v].share == expected.mixing[v].share);
+    REQUIRE(found.mixing[v].labels.defined() == expected.mixing[v].labels.defined());
+    if (expected.mixing[v].labels.defined())
+      CHECK(found.mixing[v].labels.equal(expected.mixing[v].labels));
+  }
+}
+
+TEST_CASE("a device makes the batches that threads make, from any start", "[data]") {
+  const auto [set, options] = mixed_set();
+  const at::Tensor before = set.images.clone();
+  Loader reference(set, options);
+  std::vector<Batch> expected;
+  for (int i = 0; i < 12; ++i) expected.push_back(reference.next());
+  CHECK(expected[4].labels.size(0) == 3);
+  LoaderOptions on_device = options;
+  on_device.device = at::Device(at::kCPU);
+  for (const std::int64_t start : {0, 3, 5, 9})
+    for (const int threads : {1, 3}) {
+      on_device.threads = threads;
+      Loader loader(set, on_device, {start / 5, start % 5});
+      for (std::size_t i = start; i < expected.size(); ++i) check_close(loader.next(), expected[i]);
+    }
+  CHECK(set.images.equal(before));
+}
+
+TEST_CASE("a device takes samples of bytes in memory, images or not", "[data]") {
+  Dataset set = numbered(9);
+  LoaderOptions options;
+  options.batch_size = 4;
+  options.shuffle = false;
+  options.device = at::Device(at::kCPU);
+  set.images = set.images.flatten(1);
+  CHECK(Loader(set, options).next().views[0].equal(normalised_batch(set, 0, 4)));
+  set.images = set.images.to(at::kFloat);
+  CHECK_THAT(testing::error_of(ErrorKind::kConfig, [&] { Loader loader(set, options); }),
+             Catch::Contains("augment_on") && Catch::Contains("Float") && Catch::Contains("cpu"));
+}
+
+TEST_CASE("what fails while a device's batch is drawn reaches the consumer", "[data]") {
+  const Dataset set = numbered(8);
+  LoaderOptions options;
+  options.pipelines = {{{Augmentation::Name::kRandomCrop}}};
+  options.pipelines[0][0].padding = -1;
+  options.device = at::Device(at::kCPU);
+  Loader loader(set, options);
+  CHECK_THROWS(loader.next());
+  CHECK_THROWS(loader.next());
 }
 
 TEST_CASE("a view has the size that its pipeline makes", "[data]") {

@@ -1,0 +1,107 @@
+#include "weightsmith/data/device_batches.h"
+
+#include <ATen/ATen.h>
+#include <spdlog/fmt/fmt.h>
+
+#include <utility>
+
+#include "weightsmith/core/error.h"
+#include "weightsmith/model/jit_runtime.h"
+
+namespace weightsmith {
+
+DeviceBatches::DeviceBatches(const Dataset& dataset, at::Device device)
+    : device_(device), where_(dataset.where), sample_shape_(dataset.sample_shape()) {
+  check_device_batches(dataset);
+  const Normalisation n = normalisation(dataset);
+  std::vector<std::int64_t> shape(sample_shape_.size() + 1, 1);
+  shape[1] = static_cast<std::int64_t>(n.scale.size());
+  try {
+    samples_ = dataset.images.to(device);
+    scale_ = at::tensor(n.scale).view(shape).to(device);
+    offset_ = at::tensor(n.offset).view(shape).to(device);
+  } catch (...) {
+    throw_jit_error(ErrorKind::kNumeric, "augment_on",
+                    fmt::format("the {} bytes of {} cannot be kept on the device",
+                                dataset.images.nbytes(), where_),
+                    "set it to \"cpu\"");
+  }
+}
+
+DeviceBatches::Plan DeviceBatches::draw(const std::vector<Pipeline>& pipelines,
+                                        const std::vector<std::int64_t>& samples,
+                                        const std::vector<std::int64_t>& labels,
+                                        std::vector<Streams> streams) const {
+  WS_CHECK(streams.size() == pipelines.size());
+  Plan plan;
+  TransferBuffer numbers;
+  plan.samples = numbers.add(samples);
+  plan.labels = numbers.add(labels);
+  for (std::size_t p = 0; p < pipelines.size(); ++p) {
+    Plan::View& view = plan.views.emplace_back();
+    if (pipelines[p].empty()) continue;
+    view.steps = draw_batch(pipelines[p], {sample_shape_[0], sample_shape_[1], sample_shape_[2]},
+                            std::move(streams[p].samples), numbers);
+    const auto [channels, height, width] = view.steps->shape();
+    view.mixing = draw_mixing(pipelines[p], static_cast<std::int64_t>(samples.size()), height,
+                              width, streams[p].mixing);
+    std::vector<std::int64_t> partner_labels;
+    for (const std::int64_t partner : view.mixing.partners)
+      partner_labels.push_back(labels[partner]);
+    view.partners = numbers.add(view.mixing.partners);
+    view.partner_labels = numbers.add(partner_labels);
+  }
+  plan.numbers = numbers.finish(device_);
+  return plan;
+}
+
+DeviceBatches::Made DeviceBatches::make(const Plan& plan) const {
+  try {
+    Made made;
+    const at::Tensor numbers = plan.numbers.to(device_, /*non_blocking=*/true);
+    const at::Tensor samples = samples_.index_select(0, TransferBuffer::get(numbers, plan.samples));
+    made.labels = TransferBuffer::get(numbers, plan.labels);
+    for (const Plan::View& view : plan.views) {
+      made.views.push_back(make_view(view, samples, numbers));
+      Mixing& mixing = made.mixing.emplace_back();
+      mixing.share = view.mixing.share;
+      if (!view.mixing.partners.empty())
+        mixing.labels = TransferBuffer::get(numbers, view.partner_labels);
+    }
+    return made;
+  } catch (...) {
+    throw_jit_error(ErrorKind::kNumeric, where_, "no batch could be made on the device",
+                    "set augment_on to \"cpu\"");
+  }
+}
+
+at::Tensor DeviceBatches::make_view(const Plan::View& view, const at::Tensor& samples,
+                                    const at::Tensor& numbers) const {
+  at::Tensor values = samples;
+  // Other views begin with the same samples.
+  if (view.steps) values = view.steps->apply(samples.clone(), numbers);
+  values = values.to(at::kFloat).mul(scale_).add_(offset_);
+  if (!view.mixing.partners.empty())
+    mix_tensors(view.mixing, TransferBuffer::get(numbers, view.partners), values);
+  return values;
+}
+
+bool fits_device_batches(const Dataset& dataset) {
+  return !dataset.on_demand && dataset.dtype() == at::kByte;
+}
+
+void check_device_batches(const Dataset& dataset) {
+  if (fits_device_batches(dataset)) return;
+  if (dataset.on_demand)
+    throw Error(
+        ErrorKind::kConfig, "augment_on",
+        fmt::format("a device augments images that it holds; those of {} are decoded on demand",
+                    dataset.where),
+        "set it to \"cpu\", or cache_gb so that all of them are kept");
+  throw Error(ErrorKind::kConfig, "augment_on",
+              fmt::format("a device augments uint8; the samples of {} are {}", dataset.where,
+                          at::toString(dataset.dtype())),
+              "set it to \"cpu\"");
+}
+
+}  // namespace weightsmith

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "weightsmith/core/rng.h"
+#include "weightsmith/data/augment.h"
+#include "weightsmith/data/batch_mixing.h"
+#include "weightsmith/data/batch_steps.h"
+#include "weightsmith/data/dataset.h"
+#include "weightsmith/data/transfer_buffer.h"
+
+namespace weightsmith {
+
+/// Makes augmented batches on a device that holds all samples of a data set, as bytes. What is
+/// drawn for a batch is drawn on the CPU and goes over in one transfer.
+class DeviceBatches {
+ public:
+  /// The random numbers of a view: of each of its samples, and of what mixes them.
+  struct Streams {
+    std::vector<Rng> samples;
+    Rng mixing;
+  };
+  /// A batch that is drawn and not made yet.
+  struct Plan {
+    struct View {
+      std::optional<BatchSteps> steps;  ///< none: an empty pipeline
+      DrawnMixing mixing;
+      TransferBuffer::Part partners, partner_labels;
+    };
+    at::Tensor numbers;  ///< of all parts, on the CPU
+    TransferBuffer::Part samples, labels;
+    std::vector<View> views;
+  };
+  struct Made {
+    std::vector<at::Tensor> views;  ///< (B, ...) float32, normalised
+    at::Tensor labels;              ///< (B) int64
+    std::vector<Mixing> mixing;     ///< one a view
+  };
+
+  /// Copies the samples to the device; on the CPU they are shared. Throws Error{kConfig} as
+  /// check_device_batches does, Error{kNumeric} when they do not fit on the device.
+  DeviceBatches(const Dataset& dataset, at::Device device);
+
+  /// Draws one view a pipeline of these samples, augmented as augment() does and mixed as
+  /// mix_batch() does. Touches nothing on the device: any thread may call it.
+  Plan draw(const std::vector<Pipeline>& pipelines, const std::vector<std::int64_t>& samples,
+            const std::vector<std::int64_t>& labels, std::vector<Streams> streams) const;
+
+  /// Makes a batch, all of it on the device, which is not waited for. Throws Error{kNumeric} when
+  /// memory runs out.
+  Made make(const Plan& plan) const;
+
+ private:
+  at::Tensor make_view(const Plan::View& view, const at::Tensor& samples,
+                       const at::Tensor& numbers) const;
+
+  at::Device device_;
+  std::string where_;
+  std::vector<std::int64_t> sample_shape_;
+  at::Tensor samples_;         // (N, ...) uint8
+  at::Tensor scale_, offset_;  // of the normalisation, to be broadcast over a batch
+};
+
+/// Whether DeviceBatches takes the samples: uint8, in memory.
+bool fits_device_batches(const Dataset& dataset);
+/// Throws Error{kConfig} naming `augment_on` unless it does.
+void check_device_batches(const Dataset& dataset);
+
+}  // namespace weightsmith
