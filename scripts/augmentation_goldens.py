@@ -98,6 +98,9 @@ def main():
 
     write_safetensors(out / "augment.safetensors", tensors,
                       {"producer": f"torchvision {torchvision.__version__}, torch {torch.__version__}"})
+    larger = golden_image(40, 36)  # one of less than 255 pixels is left as it is
+    write_safetensors(out / "equalize.safetensors", {"image": larger, "equalized": functional.equalize(larger)},
+                      {"producer": f"torchvision {torchvision.__version__}, torch {torch.__version__}"})
     policies = {
         name: [[[op, p, magnitude] for op, p, magnitude in pair]
                for pair in autoaugment.AutoAugment()._get_policies(policy)]

@@ -49,12 +49,12 @@ struct Comparison {
 };
 
 /// Image by image, and all of them together.
-void check_all(const char* image, const std::vector<Comparison>& comparisons) {
+void check_all(const at::Tensor& image, const std::vector<Comparison>& comparisons) {
   std::vector<std::vector<DrawnStep>> steps;
   for (const Comparison& c : comparisons)
     steps.push_back(c.step ? std::vector{*c.step} : std::vector<DrawnStep>{});
   const at::Tensor images =
-      tensors().at(image).unsqueeze(0).repeat({static_cast<std::int64_t>(steps.size()), 1, 1, 1});
+      image.unsqueeze(0).repeat({static_cast<std::int64_t>(steps.size()), 1, 1, 1});
   for (const auto apply : {testing::applied_singly, testing::applied_together}) {
     const at::Tensor ours = apply(images, steps);
     for (std::size_t i = 0; i < comparisons.size(); ++i) {
@@ -93,7 +93,7 @@ TEST_CASE("every operation of the policies at every magnitude is torchvision's",
       }
     }
   }
-  check_all("image", comparisons);
+  check_all(tensors().at("image"), comparisons);
   CHECK(comparisons.size() == 2 * (9 * 2 * 31 + 2 * 31 + 3) + 1);
   std::vector<Comparison> grey;
   for (const auto& [name, magnitude] : {std::pair{"Color", 0.9},
@@ -104,7 +104,17 @@ TEST_CASE("every operation of the policies at every magnitude is torchvision's",
     grey.push_back({std::string("grey ") + name, policy_step(op_named(name), magnitude, h, w),
                     tensors().at(std::string("grey/") + name), 0.02});
   }
-  check_all("grey", grey);
+  check_all(tensors().at("grey"), grey);
+}
+
+TEST_CASE("histograms are equalised as torchvision does it", "[golden]") {
+  // The small image has less than 255 pixels: nothing changes there.
+  const TensorMap larger =
+      read_safetensors(testing::golden("augment/equalize.safetensors")).tensors;
+  const at::Tensor& image = larger.at("image");
+  CHECK_FALSE(larger.at("equalized").equal(image));
+  check_all(image, {{"Equalize", policy_step(PolicyOp::kEqualize, 0, image.size(1), image.size(2)),
+                     larger.at("equalized"), 0.0}});
 }
 
 TEST_CASE("magnitudes and signs are torchvision's", "[golden]") {
@@ -168,10 +178,10 @@ TEST_CASE("jitter, rotations and resized crops are torchvision's", "[golden]") {
                            WarpStep{image_ops::inverse_affine(degrees, 1, 0, 0), false},
                            tensors().at("rotation")[static_cast<std::int64_t>(i)], 0.02});
   }
-  check_all("image", comparisons);
+  check_all(tensors().at("image"), comparisons);
   for (std::size_t i = 0; i < cases["resized_crop"].size(); ++i) {
     const auto c = cases["resized_crop"][i].get<std::vector<std::int64_t>>();
-    check_all("image",
+    check_all(tensors().at("image"),
               {{fmt::format("resized crop {}", i), ResizedCropStep{{c[0], c[1], c[2], c[3]}, c[4]},
                 tensors().at("resized_crop/" + std::to_string(i)), 0.02}});
   }

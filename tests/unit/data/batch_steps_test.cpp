@@ -46,11 +46,14 @@ at::Tensor assorted(std::int64_t count, std::int64_t c, std::int64_t h, std::int
 std::vector<DrawnStep> every_step(std::int64_t c, std::int64_t h, std::int64_t w) {
   std::vector<DrawnStep> all;
   for (const auto& [op, name] : enum_names(PolicyOp{}))
-    for (const bool wide : {false, true})
-      for (const double magnitude : policy_magnitudes(op, 31, wide, h, w))
+    for (const bool wide : {false, true}) {
+      std::vector<float> magnitudes = policy_magnitudes(op, 31, wide, h, w);
+      if (magnitudes.size() == 1) magnitudes.resize(20);  // to meet images of every kind
+      for (const double magnitude : magnitudes)
         for (const double sign : {1.0, -1.0})
           if (sign > 0 || is_signed(op))
             if (const auto step = policy_step(op, sign * magnitude, h, w)) all.push_back(*step);
+    }
   using Op = ColourStep::Op;
   Rng rng(8);
   for (int i = 0; i < 40; ++i) {
