@@ -1,4 +1,5 @@
-// Images a second through augmentation pipelines, as the loader makes them, on one thread.
+// Images a second through augmentation pipelines, as the loader makes them, on one thread: image by
+// image, and batch by batch with the operations that a GPU would run.
 //   augment_bench FOLDER
 
 #include <ATen/ATen.h>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <ctime>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/data/loader.h"
@@ -25,8 +27,10 @@ Augmentation named(Name name) {
 
 /// Of processor time, so that a busy machine does not count; the best of three runs: batches of 128
 /// taken from a loader with one thread of its own.
-double images_per_second(const Dataset& dataset, const Pipeline& pipeline, std::int64_t batches) {
+double images_per_second(const Dataset& dataset, const Pipeline& pipeline, std::int64_t batches,
+                         std::optional<at::Device> device = std::nullopt) {
   LoaderOptions options;
+  options.device = device;
   options.pipelines = {pipeline};
   options.prefetch = 1;
   double best = 0;
@@ -54,6 +58,7 @@ int main(int argc, char** argv) {
   make_folder(folder);
   nlohmann::ordered_json measured = nlohmann::ordered_json::object();
   std::printf("augmentation images a second of processor time, one thread\n");
+  std::printf("                                  singly   in batches  ratio\n");
   for (const std::int64_t side : {32, 224}) {
     Dataset dataset;
     const std::int64_t count = side == 32 ? 4096 : 256;
@@ -80,7 +85,9 @@ int main(int argc, char** argv) {
       Pipeline pipeline = base;
       pipeline.insert(pipeline.end(), more.begin(), more.end());
       const double rate = images_per_second(dataset, pipeline, batches);
-      std::printf("  %3ld %-28s %9.0f\n", static_cast<long>(side), label, rate);
+      const double batched = images_per_second(dataset, pipeline, batches, at::Device(at::kCPU));
+      std::printf("  %3ld %-28s %9.0f  %9.0f  %6.3f\n", static_cast<long>(side), label, rate,
+                  batched, batched / rate);
       measured[std::to_string(side)][label] = rate;
     }
   }

@@ -28,11 +28,10 @@ at::Tensor values_at(const at::Tensor& images, const at::Tensor& y, const at::Te
 
 /// The same with 0 outside the image.
 at::Tensor values_or_zero(const at::Tensor& images, const at::Tensor& y, const at::Tensor& x) {
-  const int64_t h = images.size(2);
-  const int64_t w = images.size(3);
-  const at::Tensor outside = y.lt(0) | y.ge(h) | x.lt(0) | x.ge(w);
-  return values_at(images, y.clamp(0, h - 1), x.clamp(0, w - 1))
-      .masked_fill_(outside.unsqueeze(1), 0);
+  const at::Tensor inner_y = y.clamp(0, images.size(2) - 1);
+  const at::Tensor inner_x = x.clamp(0, images.size(3) - 1);
+  const at::Tensor outside = inner_y.ne(y) | inner_x.ne(x);
+  return values_at(images, inner_y, inner_x).masked_fill_(outside.unsqueeze(1), 0);
 }
 
 /// Floats become values like those of `images`, bytes rounded to the nearest, of two the even one.
