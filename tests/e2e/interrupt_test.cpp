@@ -1,4 +1,6 @@
 // Runs of lookaround-train that are ended from outside, and what comes of resuming them.
+#include <ATen/ATen.h>
+
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <csignal>
@@ -7,6 +9,7 @@
 #include "support/temporary_folder.h"
 #include "tools.h"
 #include "weightsmith/core/rng.h"
+#include "weightsmith/tensor/safetensors.h"
 
 using namespace weightsmith;
 using namespace weightsmith::testing;
@@ -99,6 +102,40 @@ TEST_CASE("a run killed again and again ends with the same bits") {
   summary_of(lookaround_train(arguments));
   CHECK(read_bytes(out / "model.pt") == undisturbed().archive);
   CHECK(read_bytes(out / "model.safetensors") == undisturbed().weights);
+}
+
+TEST_CASE("a run that augments on the device is killed and ends with the same bits") {
+  const TemporaryFolder folder;
+  json config = long_training();
+  config["augment_on"] = "device";
+  config["augmentations"][2] = {"randaugment", "rotation", "cutmix"};
+  const std::string file = write_config(folder / "train.json", config);
+  const auto undisturbed_out = folder / "undisturbed";
+  const json expected = summary_of(
+      lookaround_train({"--config", file, "--out", undisturbed_out.string(), "--quiet"}));
+  const auto out = folder / "out";
+  const std::vector<std::string> arguments{"--config",   file,      "--out",
+                                           out.string(), "--quiet", "--resume"};
+  ProgramOptions options;
+  options.signal = SignalPlan{SIGKILL, out / "checkpoint-000009-00000000.safetensors", "",
+                              std::chrono::milliseconds(20)};
+  CHECK(lookaround_train(arguments, options).killed_by == SIGKILL);
+  // In mid-epoch.
+  options.signal = SignalPlan{SIGTERM, out / "checkpoint-000021-00000000.safetensors", "",
+                              std::chrono::milliseconds(7)};
+  CHECK(lookaround_train(arguments, options).exit_code == 128 + SIGTERM);
+  const json summary = summary_of(lookaround_train(arguments));
+  CHECK(summary["resumed_from"]["epoch"] >= 21);
+  CHECK(summary["test"] == expected["test"]);
+  CHECK(read_bytes(out / "model.pt") == read_bytes(undisturbed_out / "model.pt"));
+
+  config["data"]["train"] = {{"format", "tensors"}, {"path", "floats.safetensors"}};
+  write_safetensors(folder / "floats.safetensors",
+                    {{"images", at::rand({20, 1, 8, 8})}, {"labels", at::arange(20) % 10}});
+  write_config(folder / "train.json", config);
+  check_failure(
+      lookaround_train({"--config", file, "--out", (folder / "other").string(), "--quiet"}),
+      "lookaround-train", 2, {"augment_on", "uint8", "Float", "cpu"});
 }
 
 TEST_CASE("a run killed at any moment ends with the same bits") {

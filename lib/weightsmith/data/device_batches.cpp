@@ -20,11 +20,12 @@ DeviceBatches::DeviceBatches(const Dataset& dataset, at::Device device)
     samples_ = dataset.images.to(device);
     scale_ = at::tensor(n.scale).view(shape).to(device);
     offset_ = at::tensor(n.offset).view(shape).to(device);
-  } catch (...) {
-    throw_jit_error(ErrorKind::kNumeric, "augment_on",
-                    fmt::format("the {} bytes of {} cannot be kept on the device",
-                                dataset.images.nbytes(), where_),
-                    "set it to \"cpu\"");
+  } catch (const c10::Error& error) {
+    throw Error(
+        ErrorKind::kNumeric, "augment_on",
+        fmt::format("the {} bytes of {} cannot be kept on the device: {}", dataset.images.nbytes(),
+                    where_, jit_error_reason(error.what_without_backtrace())),
+        "set it to \"cpu\"");
   }
 }
 

@@ -9,6 +9,10 @@
 
 namespace weightsmith {
 
+EnumNames<AugmentOn> enum_names(AugmentOn) {
+  return {{AugmentOn::kAuto, "auto"}, {AugmentOn::kCpu, "cpu"}, {AugmentOn::kDevice, "device"}};
+}
+
 EnumNames<NormMode> enum_names(NormMode) {
   return {{NormMode::kAuto, "auto"},
           {NormMode::kShared, "shared"},
@@ -118,6 +122,7 @@ void fields(Fields& f, TrainConfig& c) {
   f("model", c.model);
   f("data", c.data);
   f("augmentations", c.augmentations);
+  f("augment_on", c.augment_on);
   f("method", c.method);
   f("optimizer", c.optimizer);
   f("schedule", c.schedule);
@@ -178,7 +183,8 @@ nlohmann::json to_config(const TrainConfig& c) { return write_fields(c); }
 
 nlohmann::json lasting_config(const TrainConfig& config) {
   nlohmann::json json = to_config(config);
-  for (const char* key : {"out", "device", "threads", "checkpoint", "flatness", "compare", "seeds"})
+  for (const char* key :
+       {"augment_on", "out", "device", "threads", "checkpoint", "flatness", "compare", "seeds"})
     json.erase(key);
   for (const char* set : {"train", "test"})
     if (json["data"].contains(set)) json["data"][set].erase("cache_gb");

@@ -25,6 +25,14 @@ struct TrainDataConfig {
   double label_noise = 0.0;        ///< share of training labels replaced by a uniform class
 };
 
+/// Who augments the training images.
+enum class AugmentOn {
+  kAuto,    ///< the device, where it is a GPU and takes them, else the CPU
+  kCpu,     ///< the loader's threads, image by image
+  kDevice,  ///< the device, which holds all of them as bytes (data/device_batches.h)
+};
+EnumNames<AugmentOn> enum_names(AugmentOn);
+
 /// Where the batch-norm statistics of the result come from.
 enum class NormMode {
   kAuto,       ///< what the paper of the method does: recompute for swa, swad and ema, else shared
@@ -128,6 +136,7 @@ struct TrainConfig {
   ModelRef model;
   TrainDataConfig data;
   std::vector<Pipeline> augmentations;  ///< one a head; other methods step through them in turn
+  AugmentOn augment_on = AugmentOn::kAuto;
   MethodConfig method;
   OptimizerConfig optimizer;
   ScheduleConfig schedule;

@@ -60,7 +60,12 @@ void check_precision(Precision precision, at::Device device) {
                 "use bfloat16 on the CPU, or --device cuda");
 }
 
-LoaderOptions loader_options(const TrainConfig& config, const Dataset& data) {
+bool augments_on_device(const TrainConfig& config, const Dataset& data, at::Device device) {
+  if (config.augment_on == AugmentOn::kAuto) return !device.is_cpu() && fits_device_batches(data);
+  return config.augment_on == AugmentOn::kDevice;
+}
+
+LoaderOptions loader_options(const TrainConfig& config, const Dataset& data, at::Device device) {
   LoaderOptions options;
   options.batch_size = config.batch_size;
   options.seed = config.seed;
@@ -68,6 +73,7 @@ LoaderOptions loader_options(const TrainConfig& config, const Dataset& data) {
   // Decoding takes several times as long as what is left to do.
   options.threads = std::clamp(at::get_num_threads() / (data.on_demand ? 2 : 4), 1, 8);
   options.prefetch = std::max<std::int64_t>(options.prefetch, options.threads);
+  if (augments_on_device(config, data, device)) options.device = device;
   return options;
 }
 
@@ -115,7 +121,7 @@ class Run {
     const at::NoGradGuard no_grad;
     try_one_sample();
     // The sizes that pipelines make may differ from the stored one.
-    Loader loader(data_.train, loader_options(config_, data_.train));
+    Loader loader(data_.train, loader_options(config_, data_.train, device_));
     const Batch batch = loader.next();
     for (const at::Tensor& view : batch.views)
       step_.loss(view.narrow(0, 0, 1).to(device_), batch.labels.narrow(0, 0, 1).to(device_), {});
@@ -158,12 +164,15 @@ class Run {
  private:
   using Clock = std::chrono::steady_clock;
 
-  /// What the method keeps, one gradient and one average, and the data; activations come on top.
+  /// What the method keeps, one gradient and one average, and the data, also that which a device
+  /// keeps; activations come on top.
   std::int64_t estimated_bytes() const {
     auto bytes = 2 * result_.parameters * static_cast<std::int64_t>(sizeof(float));
     for (const auto& [name, tensor] : method_->state())
       bytes += static_cast<std::int64_t>(tensor.nbytes());
     for (const Dataset* set : data_.all()) bytes += set->memory_bytes();
+    if (!device_.is_cpu() && augments_on_device(config_, data_.train, device_))
+      bytes += data_.train.memory_bytes();  // the CPU shares what is there
     return bytes;
   }
 
@@ -180,6 +189,7 @@ class Run {
   /// written.
   void try_one_sample() {
     const at::NoGradGuard no_grad;
+    if (augments_on_device(config_, data_.train, device_)) check_device_batches(data_.train);
     model_.train(false);
     step_.loss(normalised_batch(data_.train, 0, 1).to(device_),
                data_.train.labels.narrow(0, 0, 1).to(device_), {});
@@ -271,7 +281,7 @@ class Run {
   }
 
   void train_epochs() {
-    Loader loader(data_.train, loader_options(config_, data_.train), state_.position);
+    Loader loader(data_.train, loader_options(config_, data_.train, device_), state_.position);
     while (state_.position.epoch < config_.epochs) {
       epoch_start_ = Clock::now() - std::chrono::duration_cast<Clock::duration>(
                                         std::chrono::duration<double>(state_.elapsed_s));

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "support/expect_error.h"
 #include "support/files.h"
 #include "support/golden.h"
 #include "support/images.h"
@@ -73,6 +74,24 @@ TEST_CASE("weights do not depend on how many images are kept decoded", "[train]"
     CHECK(found.validation->loss == expected.validation->loss);
     CHECK(found.test->loss == expected.test->loss);
   }
+}
+
+TEST_CASE("a device does not augment images that are not all in memory", "[train]") {
+  const testing::TemporaryFolder folder;
+  TrainConfig config = folder_training(folder / "images", folder / "out");
+  config.augment_on = AugmentOn::kDevice;
+  CHECK(training_plan(config, {})["training_samples"] == 24);
+  keep(config, 11);
+  NoProgress progress;
+  for (const bool plan : {false, true})
+    testing::expect_error(ErrorKind::kConfig,
+                          {"augment_on", "decoded on demand", "cache_gb", "cpu"}, [&] {
+                            if (plan)
+                              training_plan(config, {});
+                            else
+                              train(config, {}, progress);
+                          });
+  CHECK_FALSE(fs::exists(config.out));
 }
 
 TEST_CASE("a run goes on with another memory for images", "[train]") {

@@ -158,6 +158,8 @@ TEST_CASE("configurations that contradict themselves are refused by key", "[trai
   CHECK_THAT(
       refused("/precision", "half"),
       Catch::Contains("precision") && Catch::Contains("known values: float32, bfloat16, float16"));
+  CHECK_THAT(refused("/augment_on", "gpu"),
+             Catch::Contains("augment_on") && Catch::Contains("known values: auto, cpu, device"));
   CHECK_THAT(refused("/out", ""), Catch::Contains("--out"));
   CHECK_THAT(refused("/model", nlohmann::json::object()), Catch::Contains("model"));
   CHECK_THAT(refused("/augmentations/0/0", "random_corp"), Catch::Contains("augmentations[0][0]"));

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/images.h"
 #include "unit/train/tiny_training.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/tensor/safetensors.h"
@@ -108,6 +109,10 @@ inline std::vector<std::pair<std::string, TrainConfig>> all_kinds_of_runs(
   recomputed.optimizer.accumulate = 2;
   recomputed.optimizer.clip_norm = 0.5;
   add("bfloat16", Type::kLookaround).precision = Precision::kBFloat16;
+  TrainConfig& on_device = add("augmented on the device", Type::kLookaround);
+  on_device.augment_on = AugmentOn::kDevice;
+  on_device.augmentations[2] = {augmentation(Augmentation::Name::kTrivialAugment),
+                                augmentation(Augmentation::Name::kMixup)};
   show_colours(add("channels innermost", Type::kSgd), folder / "colours.safetensors");
   return runs;
 }

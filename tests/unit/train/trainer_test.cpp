@@ -103,6 +103,29 @@ TEST_CASE("float16 is refused on the CPU", "[train]") {
   CHECK_FALSE(std::filesystem::exists(config.out));
 }
 
+TEST_CASE("who augments changes a training by rounding at most", "[train]") {
+  TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "cpu");
+  config.augmentations[2] = {augmentation(Augmentation::Name::kRandAugment),
+                             augmentation(Augmentation::Name::kCutmix)};
+  config.augment_on = AugmentOn::kCpu;
+  train_quietly(config);
+  const nlohmann::json lasting = lasting_config(config);
+  config.augment_on = AugmentOn::kDevice;
+  CHECK(lasting_config(config) == lasting);  // a run may be resumed either way
+  config.out = folder / "device";
+  train_quietly(config);
+  const TensorMap expected = weights_of(folder / "cpu");
+  for (const auto& [name, tensor] : weights_of(folder / "device")) {
+    INFO(name);
+    CHECK(at::allclose(tensor, expected.at(name), 1e-3, 1e-4));
+  }
+  config.augment_on = AugmentOn::kAuto;  // on the CPU: image by image
+  config.out = folder / "auto";
+  train_quietly(config);
+  CHECK(same(weights_of(folder / "auto"), expected));
+}
+
 TEST_CASE("every method makes as many steps on the same samples", "[train]") {
   TemporaryFolder folder;
   for (auto& [name, config] : all_kinds_of_runs(folder.path())) {
