@@ -63,7 +63,7 @@ AxisTaps taps_of(const at::Tensor& begin, const at::Tensor& length, int64_t size
 
 /// Rows, columns and whether they lie in the box of an image.
 struct Boxed {
-  explicit Boxed(const at::Tensor& images, const at::Tensor& boxes)
+  Boxed(const at::Tensor& images, const at::Tensor& boxes)
       : y(rows_of(images, at::kLong, images.size(2)) - by_pixel(boxes, 0)),
         x(columns_of(images, at::kLong, images.size(3)) - by_pixel(boxes, 1)),
         inside((y.ge(0) & y.lt(by_pixel(boxes, 2)) & x.ge(0) & x.lt(by_pixel(boxes, 3)))

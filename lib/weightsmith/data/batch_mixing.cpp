@@ -1,6 +1,6 @@
 #include "weightsmith/data/batch_mixing.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ATen.h>
 
 #include <algorithm>
 #include <cmath>

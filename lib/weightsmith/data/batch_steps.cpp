@@ -3,8 +3,10 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <map>
 #include <utility>
+#include <variant>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/data/batch_ops.h"
@@ -15,7 +17,7 @@ namespace weightsmith {
 /// Sorts the steps that stand in one place into groups.
 class BatchSteps::Collector {
  public:
-  Collector(const BatchSteps& batch) : batch_(batch) {}
+  explicit Collector(const BatchSteps& batch) : batch_(batch) {}
 
   void add(std::int64_t row, const DrawnStep& step) {
     row_ = row;

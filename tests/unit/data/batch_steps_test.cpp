@@ -178,7 +178,7 @@ TEST_CASE("every pipeline draws and makes the same for a batch as for its images
         INFO(enum_name(pipeline.front().name)
              << " and " << pipeline.size() - 1 << " more on " << c << " x " << h << " x " << w);
         std::vector<Rng> rngs;
-        for (std::uint64_t i = 0; i < kCount; ++i) rngs.emplace_back(4, std::initializer_list{i});
+        for (std::uint64_t i = 0; i < kCount; ++i) rngs.push_back(Rng(4, {i}));
         TransferBuffer numbers;
         const BatchSteps steps = draw_batch(pipeline, {c, h, w}, rngs, numbers);
         const at::Tensor made = steps.apply(images.clone(), numbers.finish(at::kCPU));
