@@ -105,6 +105,23 @@ TEST_CASE("selections that data cannot meet are refused") {
   check_refused(folder, {{"mean", {1, 2, 3}}}, 3, {"mean", "3"});
 }
 
+TEST_CASE("samples that a device cannot augment are refused where it is asked to") {
+  const TemporaryFolder folder;
+  write_safetensors(folder / "floats.safetensors",
+                    {{"images", at::rand({12, 1, 8, 8})}, {"labels", at::arange(12) % 10}});
+  json config = small_training();
+  config["data"] = {{"train", tensors("floats.safetensors")}};
+  const std::string file = write_config(folder / "train.json", config);
+  const std::vector<std::string> arguments{"--config", file, "--out", (folder / "out").string(),
+                                           "--quiet"};
+  std::vector<std::string> on_device = arguments;
+  on_device.insert(on_device.end(), {"--set", "augment_on=device"});
+  check_failure(lookaround_train(on_device), "lookaround-train", 2,
+                {"augment_on", "uint8", "Float", "cpu"});
+  CHECK_FALSE(std::filesystem::exists(folder / "out"));
+  summary_of(lookaround_train(arguments));
+}
+
 TEST_CASE("embeddings that do not fit the classes or the network are refused") {
   const TemporaryFolder folder;
   json config = small_training();

@@ -1,6 +1,4 @@
 // Runs of lookaround-train that are ended from outside, and what comes of resuming them.
-#include <ATen/ATen.h>
-
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <csignal>
@@ -9,7 +7,6 @@
 #include "support/temporary_folder.h"
 #include "tools.h"
 #include "weightsmith/core/rng.h"
-#include "weightsmith/tensor/safetensors.h"
 
 using namespace weightsmith;
 using namespace weightsmith::testing;
@@ -128,14 +125,6 @@ TEST_CASE("a run that augments on the device is killed and ends with the same bi
   CHECK(summary["resumed_from"]["epoch"] >= 21);
   CHECK(summary["test"] == expected["test"]);
   CHECK(read_bytes(out / "model.pt") == read_bytes(undisturbed_out / "model.pt"));
-
-  config["data"]["train"] = {{"format", "tensors"}, {"path", "floats.safetensors"}};
-  write_safetensors(folder / "floats.safetensors",
-                    {{"images", at::rand({20, 1, 8, 8})}, {"labels", at::arange(20) % 10}});
-  write_config(folder / "train.json", config);
-  check_failure(
-      lookaround_train({"--config", file, "--out", (folder / "other").string(), "--quiet"}),
-      "lookaround-train", 2, {"augment_on", "uint8", "Float", "cpu"});
 }
 
 TEST_CASE("a run killed at any moment ends with the same bits") {
