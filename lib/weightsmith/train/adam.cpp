@@ -1,6 +1,7 @@
 #include "weightsmith/train/adam.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 
 #include <cmath>
 
