@@ -2,6 +2,8 @@
 
 function(weightsmith_flags target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual)
+  # The same bits whatever the processor and its flags: products and sums are fused where the code says so, nowhere else.
+  target_compile_options(${target} PRIVATE -ffp-contract=off)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # g++ 12 to 14 warn of string concatenation inlined from libstdc++ (GCC bugs 105329, 105651).
     target_compile_options(${target} PRIVATE -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds)

@@ -198,6 +198,13 @@ TEST_CASE("a finished run is refused, reused or replaced") {
   CHECK(summary_of(train({"--resume"})) == first);
   check_failure(train({"--resume", "--set", "optimizer.lr=0.2"}), "lookaround-train", 2,
                 {out, "optimizer.lr", "--overwrite"});
+  // A version that did not know this key left it at what is the default now.
+  json config = json::parse(read_bytes(folder / "out" / "config.json"));
+  REQUIRE(config.erase("augment_on") == 1);
+  write_bytes(folder / "out" / "config.json", config.dump());
+  CHECK(summary_of(train({"--resume"})) == first);
+  check_failure(train({"--resume", "--set", "augment_on=device"}), "lookaround-train", 2,
+                {out, "augment_on", "--overwrite"});
   CHECK(written() == when);
 
   const std::string results = read_bytes(folder / "out" / "results.json");

@@ -43,11 +43,13 @@ bool is_own_file(const fs::path& out, const fs::path& relative) {
 }  // namespace
 
 std::optional<json> finished_run(const fs::path& out, const RunFolderFlags& flags,
-                                 const json& config) {
+                                 const json& config, const json& defaults) {
   const fs::path results = out / "results.json";
   if (!fs::exists(results)) return std::nullopt;
   if (flags.resume) {
-    const json before = read_own_json(out / "config.json");
+    json before = read_own_json(out / "config.json");
+    for (const auto& [name, value] : defaults.items())
+      if (config.contains(name) && !before.contains(name)) before[name] = value;
     const std::string key = first_difference(before, config);
     if (!key.empty()) {
       if (flags.extends && flags.extends(before, config)) return std::nullopt;

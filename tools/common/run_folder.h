@@ -18,11 +18,14 @@ struct RunFolderFlags {
 };
 
 /// A finished run is never mixed with another: refused, reused (its summary is returned), gone
-/// on with where it `extends` or, with `overwrite`, free to be replaced. Throws Error{kConfig} for
-/// a run of another configuration, and Error{kInput} when what it left cannot be read.
+/// on with where it `extends` or, with `overwrite`, free to be replaced. A key that a former
+/// version did not have stands at what `defaults` (schema_defaults) states for it. Throws
+/// Error{kConfig} for a run of another configuration, and Error{kInput} when what it left cannot be
+/// read.
 std::optional<nlohmann::json> finished_run(const std::filesystem::path& out,
                                            const RunFolderFlags& flags,
-                                           const nlohmann::json& config);
+                                           const nlohmann::json& config,
+                                           const nlohmann::json& defaults);
 
 /// Makes `out` the folder of a run of `config`: from now on it holds no finished one. Throws
 /// Error{kOutput}.

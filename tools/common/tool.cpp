@@ -243,7 +243,8 @@ json run_configured(const ToolAbout& about, const ToolBody& body, const Flags& f
 
   const fs::path& out = settings.out;
   if (!flags.dry_run) {
-    if (auto summary = finished_run(out, {flags.resume, flags.overwrite, about.extends}, config))
+    if (auto summary = finished_run(out, {flags.resume, flags.overwrite, about.extends}, config,
+                                    schema_defaults(schema)))
       return *summary;
   }
   Run run(about.name, settings, progress);

@@ -52,7 +52,12 @@ DeviceBatches::Plan DeviceBatches::draw(const std::vector<Pipeline>& pipelines,
     view.partners = numbers.add(view.mixing.partners);
     view.partner_labels = numbers.add(partner_labels);
   }
-  plan.numbers = numbers.finish(device_);
+  try {
+    plan.numbers = numbers.finish(device_);
+  } catch (...) {
+    throw_jit_error(ErrorKind::kNumeric, where_, "a batch could not be made ready for the device",
+                    "set augment_on to \"cpu\"");
+  }
   return plan;
 }
 
@@ -72,7 +77,7 @@ DeviceBatches::Made DeviceBatches::make(const Plan& plan) const {
     return made;
   } catch (...) {
     throw_jit_error(ErrorKind::kNumeric, where_, "no batch could be made on the device",
-                    "set augment_on to \"cpu\"");
+                    "use a smaller batch, or set augment_on to \"cpu\"");
   }
 }
 

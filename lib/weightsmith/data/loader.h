@@ -50,7 +50,7 @@ std::int64_t batches_per_epoch(std::int64_t samples, std::int64_t batch_size);
 /// samples that a data set has on demand, once for all pipelines. What a batch holds
 /// depends on (seed, epoch, sample, pipeline) and, for mixed batches, its number alone: not on the
 /// number of threads, nor on where reading began, so a run resumes from a LoaderPosition. On a
-/// device the same is drawn, and images are the same up to rounding.
+/// device the same is drawn, and images are the same, on the CPU to the bit.
 ///
 /// An epoch visits every sample once. Its last batch may be smaller; one that would hold a single
 /// sample is left out, because batch statistics of one sample mean nothing (unless it is the only

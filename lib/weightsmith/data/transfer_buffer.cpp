@@ -5,9 +5,10 @@
 namespace weightsmith {
 
 at::Tensor TransferBuffer::finish(at::Device device) const {
-  at::Tensor bytes = at::empty({static_cast<std::int64_t>(bytes_.size())}, at::kByte);
+  at::Tensor bytes = at::empty({static_cast<std::int64_t>(bytes_.size())},
+                               at::TensorOptions(at::kByte).pinned_memory(device.is_cuda()));
   if (!bytes_.empty()) std::memcpy(bytes.data_ptr<std::uint8_t>(), bytes_.data(), bytes_.size());
-  return device.is_cuda() ? bytes.pin_memory() : bytes;
+  return bytes;
 }
 
 at::Tensor TransferBuffer::get(const at::Tensor& bytes, const Part& part) {

@@ -121,8 +121,7 @@ class Run {
     const at::NoGradGuard no_grad;
     try_one_sample();
     // The sizes that pipelines make may differ from the stored one.
-    Loader loader(data_.train, loader_options(config_, data_.train, device_));
-    const Batch batch = loader.next();
+    const Batch batch = loader_from({})->next();
     for (const at::Tensor& view : batch.views)
       step_.loss(view.narrow(0, 0, 1).to(device_), batch.labels.narrow(0, 0, 1).to(device_), {});
     if (config_.flatness) try_flatness();
@@ -133,6 +132,9 @@ class Run {
                            {"validation_samples", data_.validation ? data_.validation->size() : 0},
                            {"test_samples", data_.test ? data_.test->size() : 0},
                            {"batches_per_epoch", batches_},
+                           {"augment_on", augments_on_device(config_, data_.train, device_)
+                                              ? enum_name(AugmentOn::kDevice)
+                                              : enum_name(AugmentOn::kCpu)},
                            {"steps", config_.epochs * batches_ * config_.views()},
                            {"estimated_memory_bytes", estimated_bytes()},
                            {"out", config_.out.string()}};
@@ -152,11 +154,14 @@ class Run {
     try_one_sample();
     if (config_.flatness) try_flatness();
     for (const std::string& warning : warnings()) progress_.warn(warning);
+    // What it refuses is better known before anything is written or removed, too.
+    std::unique_ptr<Loader> loader;
+    if (state_.position.epoch < config_.epochs) loader = loader_from(state_.position);
     if (options.on_start) options.on_start(inputs_);
     make_folder(config_.out);
     if (!options.resume) remove_checkpoints(config_.out);
     begin_events();
-    if (state_.position.epoch < config_.epochs) train_epochs();
+    if (loader) train_epochs(*loader);
     finish();
     return result_;
   }
@@ -280,8 +285,22 @@ class Run {
     return write_checkpoint(config_.out, state_, config_.checkpoint.keep);
   }
 
-  void train_epochs() {
-    Loader loader(data_.train, loader_options(config_, data_.train, device_), state_.position);
+  /// With `augment_on: auto` a set that the device has no room for is augmented on the CPU.
+  std::unique_ptr<Loader> loader_from(LoaderPosition start) {
+    LoaderOptions options = loader_options(config_, data_.train, device_);
+    try {
+      return std::make_unique<Loader>(data_.train, options, start);
+    } catch (const Error& e) {
+      if (!options.device || config_.augment_on != AugmentOn::kAuto ||
+          e.kind() != ErrorKind::kNumeric)
+        throw;
+      progress_.warn(fmt::format("{}; the CPU augments instead", e.what()));
+    }
+    options.device.reset();
+    return std::make_unique<Loader>(data_.train, options, start);
+  }
+
+  void train_epochs(Loader& loader) {
     while (state_.position.epoch < config_.epochs) {
       epoch_start_ = Clock::now() - std::chrono::duration_cast<Clock::duration>(
                                         std::chrono::duration<double>(state_.elapsed_s));

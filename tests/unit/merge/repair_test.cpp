@@ -208,7 +208,7 @@ std::vector<at::Tensor> layer_outputs(const LayeredNetwork& net, const ScriptMod
                    "twin");
   twin.load_state(model.state_dict(), "twin");
   std::vector<at::Tensor> outputs;
-  for (const at::Tensor& output : twin.module().forward({x}).toTensorList())
+  for (const at::Tensor& output : twin.module().forward({x}).toTensorVector())
     outputs.push_back(output);
   return outputs;
 }
