@@ -9,10 +9,27 @@
 #include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
+namespace {
+
+void check_fits(const Dataset& dataset) {
+  if (fits_device_batches(dataset)) return;
+  if (dataset.on_demand)
+    throw Error(
+        ErrorKind::kConfig, "augment_on",
+        fmt::format("a device augments images that it holds; those of {} are decoded on demand",
+                    dataset.where),
+        "set it to \"cpu\", or cache_gb so that all of them are kept");
+  throw Error(ErrorKind::kConfig, "augment_on",
+              fmt::format("a device augments uint8; the samples of {} are {}", dataset.where,
+                          at::toString(dataset.dtype())),
+              "set it to \"cpu\"");
+}
+
+}  // namespace
 
 DeviceBatches::DeviceBatches(const Dataset& dataset, at::Device device)
     : device_(device), where_(dataset.where), sample_shape_(dataset.sample_shape()) {
-  check_device_batches(dataset);
+  check_fits(dataset);
   const Normalisation n = normalisation(dataset);
   std::vector<std::int64_t> shape(sample_shape_.size() + 1, 1);
   shape[1] = static_cast<std::int64_t>(n.scale.size());
@@ -94,20 +111,6 @@ at::Tensor DeviceBatches::make_view(const Plan::View& view, const at::Tensor& sa
 
 bool fits_device_batches(const Dataset& dataset) {
   return !dataset.on_demand && dataset.dtype() == at::kByte;
-}
-
-void check_device_batches(const Dataset& dataset) {
-  if (fits_device_batches(dataset)) return;
-  if (dataset.on_demand)
-    throw Error(
-        ErrorKind::kConfig, "augment_on",
-        fmt::format("a device augments images that it holds; those of {} are decoded on demand",
-                    dataset.where),
-        "set it to \"cpu\", or cache_gb so that all of them are kept");
-  throw Error(ErrorKind::kConfig, "augment_on",
-              fmt::format("a device augments uint8; the samples of {} are {}", dataset.where,
-                          at::toString(dataset.dtype())),
-              "set it to \"cpu\"");
 }
 
 }  // namespace weightsmith

@@ -43,8 +43,8 @@ class DeviceBatches {
     std::vector<Mixing> mixing;     ///< one a view
   };
 
-  /// Copies the samples to the device; on the CPU they are shared. Throws Error{kConfig} as
-  /// check_device_batches does, Error{kNumeric} when they do not fit on the device.
+  /// Copies the samples to the device; on the CPU they are shared. Throws Error{kConfig} naming
+  /// `augment_on` unless fits_device_batches(), Error{kNumeric} when the device has no room.
   DeviceBatches(const Dataset& dataset, at::Device device);
 
   /// Draws one view a pipeline of these samples, augmented as augment() does and mixed as
@@ -69,7 +69,5 @@ class DeviceBatches {
 
 /// Whether DeviceBatches takes the samples: uint8, in memory.
 bool fits_device_batches(const Dataset& dataset);
-/// Throws Error{kConfig} naming `augment_on` unless it does.
-void check_device_batches(const Dataset& dataset);
 
 }  // namespace weightsmith

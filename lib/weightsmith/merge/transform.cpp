@@ -24,16 +24,16 @@ bool is_identity(const Matching& matching, std::int64_t model) {
 }
 
 /// Which unit each slot takes, when the units of one model fill every slot exactly once.
-std::optional<at::Tensor> inverse_permutation(const std::int32_t* slot, std::int64_t units,
-                                              std::int64_t slots) {
+std::optional<std::vector<std::int64_t>> inverse_permutation(const std::int32_t* slot,
+                                                             std::int64_t units,
+                                                             std::int64_t slots) {
   if (slots != units) return std::nullopt;
-  at::Tensor inverse = at::full({slots}, -1, at::kLong);
-  auto* unit_of = inverse.data_ptr<std::int64_t>();
+  std::vector<std::int64_t> unit_of(slots, -1);
   for (std::int64_t u = 0; u < units; ++u) {
     if (unit_of[slot[u]] >= 0) return std::nullopt;
     unit_of[slot[u]] = u;
   }
-  return inverse;
+  return unit_of;
 }
 
 /// 1 / the summed shares of every slot's units; 0 where they are all 0.
@@ -262,7 +262,7 @@ at::Tensor spread_units(const at::Tensor& tensor, const GroupMember& member,
   };
   // A permutation is a gather, which writes every element once; the rest are scatter-adds.
   if (const auto inverse = inverse_permutation(slot, units, matching.slots); inverse && !weighted)
-    return placed_back(rows.index_select(0, inverse->to(tensor.device())));
+    return placed_back(rows.index_select(0, at::tensor(*inverse, at::kLong).to(tensor.device())));
 
   at::Tensor index = at::empty({units}, at::kLong);
   std::copy(slot, slot + units, index.data_ptr<std::int64_t>());
@@ -291,14 +291,8 @@ std::optional<std::vector<std::int64_t>> axis_order(std::int64_t positions,
     const Matching& matching = matchings[use.group];
     map.spread(member, matching, model, factors_of(matching, SlotWeight::kAverage, {}));
   }
-  if (!map.factor.empty() || map.length != positions) return std::nullopt;
-  std::vector<std::int64_t> order(positions, -1);
-  for (std::int64_t p = 0; p < positions; ++p) {
-    std::int64_t& from = order[map.target[p]];
-    if (from >= 0) return std::nullopt;
-    from = p;
-  }
-  return order;
+  if (!map.factor.empty()) return std::nullopt;
+  return inverse_permutation(map.target.data(), positions, map.length);
 }
 
 at::Tensor unit_rows(const at::Tensor& tensor, const GroupMember& member, std::int64_t units) {

@@ -194,7 +194,6 @@ class Run {
   /// written.
   void try_one_sample() {
     const at::NoGradGuard no_grad;
-    if (augments_on_device(config_, data_.train, device_)) check_device_batches(data_.train);
     model_.train(false);
     step_.loss(normalised_batch(data_.train, 0, 1).to(device_),
                data_.train.labels.narrow(0, 0, 1).to(device_), {});
