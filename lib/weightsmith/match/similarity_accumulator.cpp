@@ -93,27 +93,60 @@ void copy_runs(const UnitColumns& columns, const float* from, std::int64_t units
   }
 }
 
+using Four = float __attribute__((vector_size(16)));
+
+Four load(const float* from) {
+  Four four;
+  std::memcpy(&four, from, sizeof four);
+  return four;
+}
+
+/// to[u * stride + k] = from[starts[k] + u] for four units and four runs of one number: compilers
+/// move these one by one.
+void transpose_four(const float* from, const std::int64_t* starts, float* to, std::int64_t stride) {
+  const Four a = load(from + starts[0]);
+  const Four b = load(from + starts[1]);
+  const Four c = load(from + starts[2]);
+  const Four d = load(from + starts[3]);
+  const Four ab_first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Four ab_last = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Four cd_first = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Four cd_last = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  const std::array<Four, 4> rows = {__builtin_shufflevector(ab_first, cd_first, 0, 1, 4, 5),
+                                    __builtin_shufflevector(ab_first, cd_first, 2, 3, 6, 7),
+                                    __builtin_shufflevector(ab_last, cd_last, 0, 1, 4, 5),
+                                    __builtin_shufflevector(ab_last, cd_last, 2, 3, 6, 7)};
+  for (std::int64_t u = 0; u < 4; ++u) std::memcpy(to + u * stride, &rows[u], sizeof(Four));
+}
+
+/// Copies runs of one number of units side by side.
+void transpose(const UnitColumns& columns, const float* from, std::int64_t units, float* to,
+               std::int64_t stride) {
+  const auto runs = static_cast<std::int64_t>(columns.starts.size());
+  const std::int64_t* const starts = columns.starts.data();
+  const auto copy = [&](std::int64_t first_unit, std::int64_t first_run, std::int64_t end_run) {
+    for (std::int64_t u = first_unit; u < units; ++u)
+      for (std::int64_t k = first_run; k < end_run; ++k) to[u * stride + k] = from[starts[k] + u];
+  };
+  const std::int64_t whole_units = units / 4 * 4;
+  const std::int64_t whole_runs = runs / 4 * 4;
+  for (std::int64_t k = 0; k < whole_runs; k += 4) {
+    for (std::int64_t u = 0; u < whole_units; u += 4)
+      transpose_four(from + u, starts + k, to + u * stride + k, stride);
+    copy(whole_units, k, k + 4);
+  }
+  copy(0, whole_runs, runs);
+}
+
 /// Copies the columns of units from `unit` on, at most kBlock of them, to rows `stride` apart.
 void copy_block(const UnitColumns& columns, std::int64_t unit, std::int64_t units, float* to,
                 std::int64_t stride) {
   const float* const from = columns.data + unit * columns.unit_stride;
-  const auto runs = static_cast<std::int64_t>(columns.starts.size());
-  if (columns.unit_stride != 1 || columns.run != 1) {
-    const auto copy = columns.run == 1   ? copy_runs<1>
-                      : columns.run == 9 ? copy_runs<9>
-                                         : copy_runs<0>;
-    copy(columns, from, units, to, stride);
-    return;
-  }
-  // Units side by side: transposed in tiles that stay in the nearest cache.
-  std::array<std::array<float, kBlock>, kBlock> tile;
-  for (std::int64_t k0 = 0; k0 < runs; k0 += kBlock) {
-    const std::int64_t count = std::min(kBlock, runs - k0);
-    for (std::int64_t k = 0; k < count; ++k)
-      std::copy_n(from + columns.starts[k0 + k], units, tile[k].data());
-    for (std::int64_t u = 0; u < units; ++u)
-      for (std::int64_t k = 0; k < count; ++k) to[u * stride + k0 + k] = tile[k][u];
-  }
+  const auto copy = columns.run == 1 && columns.unit_stride == 1 ? transpose
+                    : columns.run == 1                           ? copy_runs<1>
+                    : columns.run == 9                           ? copy_runs<9>
+                                                                 : copy_runs<0>;
+  copy(columns, from, units, to, stride);
 }
 
 /// A rectangle of pairs of stacked units.
