@@ -15,6 +15,7 @@
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/threads.h"
+#include "weightsmith/core/transpose_four.h"
 #include "weightsmith/match/row_kernels.h"
 
 namespace weightsmith {
@@ -93,32 +94,6 @@ void copy_runs(const UnitColumns& columns, const float* from, std::int64_t units
   }
 }
 
-using Four = float __attribute__((vector_size(16)));
-
-Four load(const float* from) {
-  Four four;
-  std::memcpy(&four, from, sizeof four);
-  return four;
-}
-
-/// to[u * stride + k] = from[starts[k] + u] for four units and four runs of one number: compilers
-/// move these one by one.
-void transpose_four(const float* from, const std::int64_t* starts, float* to, std::int64_t stride) {
-  const Four a = load(from + starts[0]);
-  const Four b = load(from + starts[1]);
-  const Four c = load(from + starts[2]);
-  const Four d = load(from + starts[3]);
-  const Four ab_first = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  const Four ab_last = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Four cd_first = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-  const Four cd_last = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  const std::array<Four, 4> rows = {__builtin_shufflevector(ab_first, cd_first, 0, 1, 4, 5),
-                                    __builtin_shufflevector(ab_first, cd_first, 2, 3, 6, 7),
-                                    __builtin_shufflevector(ab_last, cd_last, 0, 1, 4, 5),
-                                    __builtin_shufflevector(ab_last, cd_last, 2, 3, 6, 7)};
-  for (std::int64_t u = 0; u < 4; ++u) std::memcpy(to + u * stride, &rows[u], sizeof(Four));
-}
-
 /// Copies runs of one number of units side by side.
 void transpose(const UnitColumns& columns, const float* from, std::int64_t units, float* to,
                std::int64_t stride) {
@@ -131,8 +106,15 @@ void transpose(const UnitColumns& columns, const float* from, std::int64_t units
   const std::int64_t whole_units = units / 4 * 4;
   const std::int64_t whole_runs = runs / 4 * 4;
   for (std::int64_t k = 0; k < whole_runs; k += 4) {
-    for (std::int64_t u = 0; u < whole_units; u += 4)
-      transpose_four(from + u, starts + k, to + u * stride + k, stride);
+    for (std::int64_t u = 0; u < whole_units; u += 4) {
+      std::array<const float*, 4> run;
+      std::array<float*, 4> unit;
+      for (std::int64_t j = 0; j < 4; ++j) {
+        run[j] = from + starts[k + j] + u;
+        unit[j] = to + (u + j) * stride + k;
+      }
+      transpose_four(run, unit);
+    }
     copy(whole_units, k, k + 4);
   }
   copy(0, whole_runs, runs);

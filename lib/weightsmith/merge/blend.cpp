@@ -4,11 +4,15 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 #include <optional>
+#include <utility>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/transpose_four.h"
 
 namespace weightsmith {
 namespace {
@@ -58,107 +62,321 @@ void scale_row(T* __restrict sum, const T* __restrict row, std::int64_t n, T fac
   for (std::int64_t j = 0; j < n; ++j) sum[j] = T{0} + factor * row[j];
 }
 
+/// Division, as a product where that has the same bits.
 template <class T>
-void divide(T* sum, std::int64_t n, double divisor) {
-  if (divisor == 1) return;
-  int exponent = 0;
-  const auto by = static_cast<T>(divisor);
-  if (std::frexp(divisor, &exponent) == 0.5)  // a power of two: the product has the same bits
-    for (std::int64_t j = 0; j < n; ++j) sum[j] *= 1 / by;
-  else
-    for (std::int64_t j = 0; j < n; ++j) sum[j] /= by;
-}
+struct Divisor {
+  explicit Divisor(double divisor) {
+    int exponent = 0;
+    if (std::frexp(divisor, &exponent) == 0.5)  // a power of two
+      factor = static_cast<T>(1 / divisor);
+    else
+      rest = static_cast<T>(divisor);
+  }
 
-/// add_row with columns of `inner` values each put where `map` says. The size of most kernels is
-/// known to the compiler (kInner; 0: any).
-template <class T, int kInner>
-void add_columns(T* __restrict sum, const T* __restrict row, const AxisMap& map, std::int64_t inner,
-                 T factor) {
-  if (kInner > 0) inner = kInner;
-  const auto columns = static_cast<std::int64_t>(map.target.size());
-  const std::int32_t* __restrict const target = map.target.data();
-  const auto add_all = [&](auto weight_of) {
-    for (std::int64_t c = 0; c < columns; ++c) {
-      const T weight = weight_of(c);
-      T* const to = sum + target[c] * inner;
-      const T* const from = row + c * inner;
-      for (std::int64_t j = 0; j < inner; ++j) to[j] += weight * from[j];
-    }
-  };
-  if (map.factor.empty())
-    add_all([&](std::int64_t) { return factor; });
-  else
-    add_all([&](std::int64_t c) { return static_cast<T>(factor * map.factor[c]); });
-}
+  void divide(T* row, std::int64_t n) const {
+    if (factor != T{1})
+      for (std::int64_t j = 0; j < n; ++j) row[j] *= factor;
+    divide_by_rest(row, n);
+  }
 
-/// Where the values of merged columns come from, for columns of one value: a place among the
-/// columns of all models one after another, or the 0 behind them. layers[k] holds the k-th source
-/// of every merged column.
-struct ColumnSources {
-  std::vector<std::vector<std::int32_t>> layers;
-  std::vector<std::int64_t> offset;  ///< of each model's columns; the last entry is the 0's place
+  void divide_by_rest(T* row, std::int64_t n) const {
+    if (rest == T{1}) return;
+    for (std::int64_t j = 0; j < n; ++j) row[j] /= rest;
+  }
+
+  T factor = 1;
+  T rest = 1;
 };
 
-/// Nothing where columns are weighted, or where so many fall on one that most places would be the
-/// 0's.
-std::optional<ColumnSources> column_sources(const std::vector<AxisMap>& columns) {
-  ColumnSources sources;
-  sources.offset.push_back(0);
-  const auto length = static_cast<std::size_t>(columns.front().length);
-  std::vector<std::size_t> count(length, 0);
-  for (const AxisMap& map : columns) {
-    if (!map.factor.empty()) return std::nullopt;
-    for (const std::int32_t target : map.target) ++count[target];
-    sources.offset.push_back(sources.offset.back() + static_cast<std::int64_t>(map.target.size()));
+/// add_row with columns of `inner` values each put where `map` says.
+template <class T>
+void add_columns(T* __restrict sum, const T* __restrict row, const AxisMap& map, std::int64_t inner,
+                 T factor) {
+  for (std::size_t c = 0; c < map.target.size(); ++c) {
+    const T weight =
+        map.factor.empty() ? factor : static_cast<T>(static_cast<double>(factor) * map.factor[c]);
+    T* const to = sum + map.target[c] * inner;
+    for (std::int64_t j = 0; j < inner; ++j)
+      to[j] += weight * row[static_cast<std::int64_t>(c) * inner + j];
   }
-  const auto zero = static_cast<std::int32_t>(sources.offset.back());
-  const std::size_t deepest = count.empty() ? 0 : *std::max_element(count.begin(), count.end());
-  if (deepest * length > 2 * static_cast<std::size_t>(zero)) return std::nullopt;
-  sources.layers.assign(deepest, std::vector<std::int32_t>(length, zero));
-  std::fill(count.begin(), count.end(), 0);
-  std::int32_t place = 0;
-  for (const AxisMap& map : columns)
-    for (const std::int32_t target : map.target) sources.layers[count[target]++][target] = place++;
+}
+
+/// A column of one model; model = the number of models: nothing.
+struct ColumnSource {
+  std::int32_t model;
+  std::int32_t column;
+};
+
+/// What the columns of a merged row are sums of: two sources each, of which the second or both may
+/// be nothing, and those beyond. Most matchings put two units into a slot.
+struct ColumnSources {
+  std::vector<ColumnSource> first;
+  std::vector<ColumnSource> second;
+  std::vector<std::pair<std::int32_t, ColumnSource>> more;  ///< with the merged column
+};
+
+/// No value where columns stay or are weighted.
+std::optional<ColumnSources> column_sources(const std::vector<AxisMap>& columns) {
+  const auto stays = [](const AxisMap& map) { return map.is_identity(); };
+  const auto is_weighted = [](const AxisMap& map) { return !map.factor.empty(); };
+  if (std::all_of(columns.begin(), columns.end(), stays) ||
+      std::any_of(columns.begin(), columns.end(), is_weighted))
+    return std::nullopt;
+  const auto models = static_cast<std::int32_t>(columns.size());
+  const std::vector<ColumnSource> nothing(columns.front().length, {models, 0});
+  ColumnSources sources{nothing, nothing, {}};
+  for (std::int32_t i = 0; i < models; ++i) {
+    for (std::size_t c = 0; c < columns[i].target.size(); ++c) {
+      const std::int32_t target = columns[i].target[c];
+      const ColumnSource source{i, static_cast<std::int32_t>(c)};
+      if (sources.first[target].model == models)
+        sources.first[target] = source;
+      else if (sources.second[target].model == models)
+        sources.second[target] = source;
+      else
+        sources.more.emplace_back(target, source);
+    }
+  }
   return sources;
 }
 
-/// What each model adds to merged row r, in the places of its own columns.
-template <class T>
-void collect(std::vector<T>& values, const Sources<T>& sources, std::int64_t r,
-             const std::vector<const T*>& from, const ColumnSources& places) {
-  const auto models = static_cast<std::int32_t>(from.size());
-  std::int64_t s = sources.begin[r];
-  for (std::int32_t model = 0; model < models; ++model) {
-    const std::int64_t n = places.offset[model + 1] - places.offset[model];
-    T* const own = values.data() + places.offset[model];
-    bool is_first = true;
-    for (; s < sources.begin[r + 1] && sources.list[s].model == model; ++s) {
-      const Source<T>& source = sources.list[s];
-      (is_first ? scale_row<T> : add_row<T>)(own, from[model] + source.row * n, n, source.factor);
-      is_first = false;
-    }
-    if (is_first) std::fill(own, own + n, T{0});
+/// Rows that will be read soon, asked for a few lines at a time beside other work: matched rows lie
+/// anywhere, and waiting for them takes longer than adding them.
+class Prefetch {
+ public:
+  void clear() {
+    rows_.clear();
+    row_ = 0;
+    at_ = 0;
   }
-}
 
-/// The sums of each merged column's sources among `values`. Read where they stand and written once:
-/// twice as fast as adding every value to its column.
-template <class T>
-void gather(T* __restrict sum, const T* __restrict values, const ColumnSources& sources,
-            std::int64_t n) {
-  const auto& layers = sources.layers;
-  std::size_t k = 0;
-  if (layers.size() < 2) {
-    std::fill(sum, sum + n, T{0});
-  } else {
-    const std::int32_t* __restrict const a = layers[0].data();
-    const std::int32_t* __restrict const b = layers[1].data();
-    for (std::int64_t c = 0; c < n; ++c) sum[c] = values[a[c]] + values[b[c]];
-    k = 2;
+  void add(const void* row, std::int64_t bytes) {
+    rows_.push_back({static_cast<const char*>(row), bytes});
   }
-  for (; k < layers.size(); ++k) {
-    const std::int32_t* __restrict const a = layers[k].data();
-    for (std::int64_t c = 0; c < n; ++c) sum[c] += values[a[c]];
+
+  void ask(int lines) {
+    for (; lines > 0 && row_ < rows_.size(); --lines) {
+      __builtin_prefetch(rows_[row_].begin + at_, 0, 2);
+      at_ += kLine;
+      if (at_ < rows_[row_].bytes) continue;
+      at_ = 0;
+      ++row_;
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kLine = 64;
+
+  struct Row {
+    const char* begin;
+    std::int64_t bytes;
+  };
+
+  std::vector<Row> rows_;
+  std::size_t row_ = 0;
+  std::int64_t at_ = 0;
+};
+
+/// What all rows of a merged parameter share. Dimensions behind the second are one of `inner`
+/// values.
+template <class T>
+struct Blend {
+  Sources<T> rows;
+  std::vector<const T*> from;       ///< of each model
+  std::vector<std::int64_t> width;  ///< of each model's rows
+  std::int64_t columns;             ///< of a merged row
+  std::int64_t inner;
+  T* to;
+  Divisor<T> divisor;
+
+  std::int64_t models() const { return static_cast<std::int64_t>(from.size()); }
+  const T* source_row(const Source<T>& s) const { return from[s.model] + s.row * width[s.model]; }
+  T* merged_row(std::int64_t r) const { return to + r * columns * inner; }
+  std::int64_t height() const { return static_cast<std::int64_t>(rows.begin.size()) - 1; }
+};
+
+/// Sums rows whose columns move: at first over each model's rows, then over its columns where the
+/// sums are wanted. Reading at random what is near and writing once is faster than adding every
+/// value to its place. For one thread.
+template <class T>
+class RowBlender {
+ public:
+  RowBlender(const Blend<T>& blend, const ColumnSources& columns)
+      : blend_(blend),
+        columns_(columns),
+        widest_(*std::max_element(blend.width.begin(), blend.width.end())),
+        zeros_(std::max(widest_, blend.inner), T{0}),
+        sums_(kTogether * blend.models() * widest_),
+        rows_(kTogether * (blend.models() + 1), zeros_.data()) {
+    if (blend.inner > 1) return;
+    std::vector<std::int64_t> offset(blend.models() + 1, 0);
+    std::partial_sum(blend.width.begin(), blend.width.end(), offset.begin() + 1);
+    const auto place = [&](const ColumnSource& source) {
+      return static_cast<std::int32_t>(offset[source.model]) + source.column;
+    };
+    std::transform(columns.first.begin(), columns.first.end(), std::back_inserter(first_), place);
+    std::transform(columns.second.begin(), columns.second.end(), std::back_inserter(second_),
+                   place);
+    for (const auto& [column, source] : columns.more) more_.emplace_back(column, place(source));
+    values_.assign(kTogether * (offset.back() + 1), T{0});
+    unused_.resize(blend.columns);
+  }
+
+  /// Rows from `begin` to `end`, a multiple of kTogether or the last.
+  void run(std::int64_t begin, std::int64_t end) {
+    const std::int64_t step = blend_.inner == 1 ? kTogether : 1;
+    const auto gather = blend_.inner == 9 ? &RowBlender::gather_row<9> : &RowBlender::gather_row<0>;
+    for (std::int64_t r = begin; r < end; r += step) {
+      for (std::int64_t k = 0; k < step; ++k) collect(r + k, k);
+      prefetch_.clear();
+      for (std::int64_t next = r + step; next < std::min(end, r + 2 * step); ++next)
+        for (std::int64_t s = blend_.rows.begin[next]; s < blend_.rows.begin[next + 1]; ++s)
+          prefetch_.add(blend_.source_row(blend_.rows.list[s]),
+                        blend_.width[blend_.rows.list[s].model] * sizeof(T));
+      if (blend_.inner == 1)
+        gather_rows(r);
+      else
+        (this->*gather)(r);
+      for (std::int64_t k = r; k < std::min(end, r + step); ++k)
+        blend_.divisor.divide_by_rest(blend_.merged_row(k), blend_.columns * blend_.inner);
+    }
+  }
+
+  static constexpr std::int64_t kTogether = 4;  ///< rows whose columns of one value move together
+
+ private:
+  const T** rows_of(std::int64_t k) { return rows_.data() + k * (blend_.models() + 1); }
+
+  /// What each model adds to merged row r, as the k-th of those that are summed together: a row of
+  /// its own where that is all, else a sum.
+  void collect(std::int64_t r, std::int64_t k) {
+    const T** const rows = rows_of(k);
+    const bool exists = r < blend_.height();
+    std::int64_t s = exists ? blend_.rows.begin[r] : 0;
+    const std::int64_t end = exists ? blend_.rows.begin[r + 1] : 0;
+    const std::vector<Source<T>>& list = blend_.rows.list;
+    for (std::int64_t model = 0; model < blend_.models(); ++model) {
+      const std::int64_t first = s;
+      while (s < end && list[s].model == model) ++s;
+      if (s == first) {
+        rows[model] = zeros_.data();
+      } else if (s == first + 1 && list[first].factor == T{1}) {
+        rows[model] = blend_.source_row(list[first]);
+      } else {
+        T* const sum = sums_.data() + (k * blend_.models() + model) * widest_;
+        const std::int64_t width = blend_.width[model];
+        scale_row(sum, blend_.source_row(list[first]), width, list[first].factor);
+        for (std::int64_t q = first + 1; q < s; ++q)
+          add_row(sum, blend_.source_row(list[q]), width, list[q].factor);
+        rows[model] = sum;
+      }
+    }
+  }
+
+  /// The columns of merged row r. The size of most kernels is known to the compiler (kInner; 0:
+  /// any).
+  template <int kInner>
+  void gather_row(std::int64_t r) {
+    const std::int64_t inner = kInner > 0 ? kInner : blend_.inner;
+    const T* const* const rows = rows_.data();
+    const T factor = blend_.divisor.factor;
+    T* const sum = blend_.merged_row(r);
+    const int lines = static_cast<int>(2 + inner * sizeof(T) / 64);
+    for (std::int64_t c = 0; c < blend_.columns; ++c) {
+      const ColumnSource a = columns_.first[c];
+      const ColumnSource b = columns_.second[c];
+      const T* const x = rows[a.model] + a.column * inner;
+      const T* const y = rows[b.model] + b.column * inner;
+      T* __restrict const to = sum + c * inner;
+      prefetch_.ask(lines);
+      for (std::int64_t j = 0; j < inner; ++j) to[j] = (x[j] + y[j]) * factor;
+    }
+    for (const auto& [column, source] : columns_.more) {
+      const T* const x = rows[source.model] + source.column * inner;
+      T* __restrict const to = sum + column * inner;
+      for (std::int64_t j = 0; j < inner; ++j) to[j] += x[j] * factor;
+    }
+  }
+
+  /// The columns, of one value each, of four merged rows from r on: side by side, so that a column
+  /// is looked up once for all of them.
+  void gather_rows(std::int64_t r) {
+    interleave();
+    std::array<T*, 4> to;
+    for (std::int64_t k = 0; k < 4; ++k)
+      to[k] = r + k < blend_.height() ? blend_.merged_row(r + k) : unused_.data();
+    const T factor = blend_.divisor.factor;
+    std::array<T, 16> sums;
+    const auto sum_column = [&](std::int64_t c, T* __restrict sum) {
+      const T* const x = values_.data() + first_[c] * 4;
+      const T* const y = values_.data() + second_[c] * 4;
+      for (std::int64_t k = 0; k < 4; ++k) sum[k] = (x[k] + y[k]) * factor;
+    };
+    std::int64_t c = 0;
+    for (; c + 4 <= blend_.columns; c += 4) {
+      prefetch_.ask(2);
+      for (std::int64_t j = 0; j < 4; ++j) sum_column(c + j, sums.data() + 4 * j);
+      transpose_four<T>({sums.data(), sums.data() + 4, sums.data() + 8, sums.data() + 12},
+                        {to[0] + c, to[1] + c, to[2] + c, to[3] + c});
+    }
+    for (; c < blend_.columns; ++c) {
+      sum_column(c, sums.data());
+      for (std::int64_t k = 0; k < 4; ++k) to[k][c] = sums[k];
+    }
+    for (const auto& [column, place] : more_)
+      for (std::int64_t k = 0; k < 4; ++k) to[k][column] += values_[place * 4 + k] * factor;
+  }
+
+  /// values_: four rows' values of each column of each model side by side.
+  void interleave() {
+    T* values = values_.data();
+    for (std::int64_t model = 0; model < blend_.models(); ++model) {
+      std::array<const T*, 4> from;
+      for (std::int64_t k = 0; k < 4; ++k) from[k] = rows_of(k)[model];
+      const std::int64_t width = blend_.width[model];
+      std::int64_t c = 0;
+      for (; c + 4 <= width; c += 4, values += 16)
+        transpose_four<T>({from[0] + c, from[1] + c, from[2] + c, from[3] + c},
+                          {values, values + 4, values + 8, values + 12});
+      for (; c < width; ++c, values += 4)
+        for (std::int64_t k = 0; k < 4; ++k) values[k] = from[k][c];
+    }
+  }
+
+  const Blend<T>& blend_;
+  const ColumnSources& columns_;
+  std::int64_t widest_;
+  std::vector<T> zeros_;
+  std::vector<T> sums_;         // [k][model], as wide as the widest model's rows
+  std::vector<const T*> rows_;  // [k][model], the last model's for nothing
+  Prefetch prefetch_;
+  // Of columns of one value: places in values_, whose last is nothing's.
+  std::vector<std::int32_t> first_;
+  std::vector<std::int32_t> second_;
+  std::vector<std::pair<std::int32_t, std::int32_t>> more_;
+  std::vector<T> values_;
+  std::vector<T> unused_;  // in place of rows behind the last
+};
+
+/// Sums rows whose columns stay or are weighted.
+template <class T>
+void add_rows(const Blend<T>& blend, const std::vector<AxisMap>& columns, std::int64_t begin,
+              std::int64_t end) {
+  const std::int64_t wide = blend.columns * blend.inner;
+  std::vector<char> stays;
+  for (const AxisMap& map : columns) stays.push_back(map.is_identity());
+  for (std::int64_t r = begin; r < end; ++r) {
+    T* const sum = blend.merged_row(r);
+    std::fill(sum, sum + wide, T{0});
+    for (std::int64_t s = blend.rows.begin[r]; s < blend.rows.begin[r + 1]; ++s) {
+      const Source<T>& source = blend.rows.list[s];
+      if (stays[source.model])
+        add_row(sum, blend.source_row(source), wide, source.factor);
+      else
+        add_columns(sum, blend.source_row(source), columns[source.model], blend.inner,
+                    source.factor);
+    }
+    blend.divisor.divide(sum, wide);
   }
 }
 
@@ -166,48 +384,27 @@ template <class T>
 void blend_rows(const std::vector<at::Tensor>& tensors, const std::vector<AxisMap>& rows,
                 const std::vector<AxisMap>& columns, const std::vector<double>& weights,
                 double divisor, std::int64_t inner, at::Tensor& merged) {
-  const Sources<T> sources = sources_of<T>(rows, weights);
-  std::vector<const T*> from;
-  std::vector<std::int64_t> width;
-  std::vector<char> stays;
+  Blend<T> blend{sources_of<T>(rows, weights), {},    {},
+                 columns.front().length,       inner, merged.data_ptr<T>(),
+                 Divisor<T>(divisor)};
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    from.push_back(tensors[i].data_ptr<T>());
-    width.push_back(static_cast<std::int64_t>(columns[i].target.size()) * inner);
-    stays.push_back(columns[i].is_identity());
+    blend.from.push_back(tensors[i].data_ptr<T>());
+    blend.width.push_back(static_cast<std::int64_t>(columns[i].target.size()) * inner);
   }
-  std::optional<ColumnSources> places;
-  if (inner == 1 && std::find(stays.begin(), stays.end(), 0) != stays.end())
-    places = column_sources(columns);
-  const auto add = inner == 1   ? add_columns<T, 1>
-                   : inner == 9 ? add_columns<T, 9>
-                                : add_columns<T, 0>;
-  T* const to = merged.data_ptr<T>();
-  const std::int64_t wide = columns.front().length * inner;
+  const std::optional<ColumnSources> sources = column_sources(columns);
+  constexpr std::int64_t kTogether = RowBlender<T>::kTogether;
   constexpr std::int64_t kWorthAThread = 32768;  // values
-  const std::int64_t grain =
-      std::max<std::int64_t>(1, kWorthAThread / std::max<std::int64_t>(wide, 1));
-  at::parallel_for(0, rows.front().length, grain, [&](std::int64_t first, std::int64_t last) {
-    std::vector<T> values(places ? places->offset.back() + 1 : 0);
-    for (std::int64_t r = first; r < last; ++r) {
-      T* const sum = to + r * wide;
-      if (places) {
-        collect(values, sources, r, from, *places);
-        gather(sum, values.data(), *places, wide);
-        divide(sum, wide, divisor);
-        continue;
-      }
-      std::fill(sum, sum + wide, T{0});
-      for (std::int64_t s = sources.begin[r]; s < sources.begin[r + 1]; ++s) {
-        const Source<T>& source = sources.list[s];
-        const T* const row = from[source.model] + source.row * width[source.model];
-        if (stays[source.model])
-          add_row(sum, row, wide, source.factor);
-        else
-          add(sum, row, columns[source.model], inner, source.factor);
-      }
-      divide(sum, wide, divisor);
-    }
-  });
+  const std::int64_t wide = std::max<std::int64_t>(blend.columns * inner * kTogether, 1);
+  at::parallel_for(0, (blend.height() + kTogether - 1) / kTogether,
+                   std::max<std::int64_t>(1, kWorthAThread / wide),
+                   [&](std::int64_t first, std::int64_t last) {
+                     const std::int64_t begin = first * kTogether;
+                     const std::int64_t end = std::min(blend.height(), last * kTogether);
+                     if (sources)
+                       RowBlender<T>(blend, *sources).run(begin, end);
+                     else
+                       add_rows(blend, columns, begin, end);
+                   });
 }
 
 }  // namespace
