@@ -164,6 +164,31 @@ TEST_CASE("merging in one pass equals spreading along one axis after the other",
   }
 }
 
+TEST_CASE("three models merge into their thirds", "[merge]") {
+  at::manual_seed(2);
+  const std::vector<Matching> matchings = {
+      make_matching({3, 4}, 4, {0, 1, 2, 3, 2, 2, 2, 0, 1, 3, 1, 2}, 0.0)};
+  UnitGroups groups;
+  groups.groups = {
+      {"g",
+       4,
+       1,
+       {{"w", 0, 2, 4, MemberRole::kOut, {}, 1}, {"w", 1, 0, 4, MemberRole::kIn, {}, 1}},
+       {},
+       "",
+       {}}};
+  for (const std::vector<std::int64_t>& shape :
+       std::vector<std::vector<std::int64_t>>{{6}, {6, 4}, {6, 4, 3}, {6, 5, 3, 3}}) {
+    std::vector<AxisUse> uses = {{0, 0, {}}};
+    if (shape.size() > 1) uses.push_back({0, 1, {}});
+    std::vector<at::Tensor> tensors;
+    for (int i = 0; i < 3; ++i) tensors.push_back(at::randn(shape, at::kDouble));
+    CAPTURE(shape);
+    CHECK(at::allclose(merge_parameter(tensors, uses, groups, matchings, {}),
+                       slow_merge(tensors, uses, groups, matchings, {}), 0, 1e-12));
+  }
+}
+
 TEST_CASE("an axis's units in the order of the slots are those that spreading gives", "[merge]") {
   at::manual_seed(3);
   UnitGroups groups;
