@@ -48,15 +48,16 @@ def write_images(path: pathlib.Path, images: list[tuple[int, bytes]],
     path.write_bytes(struct.pack("<Q", len(header)) + header + labels.tobytes() + pixels)
 
 
-def data(path: pathlib.Path, **more) -> dict:
-    return {"format": "tensors", "path": str(path), "resize": 16, **NORMALISATION, **more}
+def data(path: pathlib.Path, resize: int = 16, **more) -> dict:
+    return {"format": "tensors", "path": str(path), "resize": resize, **NORMALISATION, **more}
 
 
 class Trainer:
     """Trains networks into a folder, each once: one that is there is taken as it is."""
 
-    def __init__(self, tools: pathlib.Path, folder: pathlib.Path, epochs: int, test: pathlib.Path):
-        self.tools, self.folder, self.epochs, self.test = tools, folder, epochs, test
+    def __init__(self, tools: pathlib.Path, folder: pathlib.Path, epochs: int, test: pathlib.Path, **settings):
+        """`settings`: keys of every configuration."""
+        self.tools, self.folder, self.epochs, self.test, self.settings = tools, folder, epochs, test, settings
         self.accuracy = {}
 
     def __call__(self, name: str, model: dict, images: dict, seed: int, epochs: int = 0, lr: float = 0.0,
@@ -70,7 +71,7 @@ class Trainer:
                 "model": model, "data": {"train": images, "test": data(self.test)},
                 "augmentations": [[{"name": "random_crop", "padding": 2}, "horizontal_flip"]],
                 "method": {"type": "sgd"}, "epochs": epochs or self.epochs, "batch_size": 64, "seed": seed,
-                "threads": 1, **more}
+                "threads": 1, **self.settings, **more}
             # What has no batch norm takes another optimiser.
             if "vit" in kind or "mlp" in kind:
                 config["optimizer"] = {"type": "adam", "lr": (lr or 0.1) / 50, "weight_decay": 0}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Compares the ways to merge networks that know different classes of CIFAR-10 (16 x 16 pixels).
+"""Compares the ways to merge networks that know different classes of CIFAR-10.
 
-    scripts/cifar_pairs.py --cifar FOLDER [--network resnet20] [--models 2] [--pairs 3] [--epochs 20]
+    scripts/cifar_pairs.py --cifar FOLDER [--network resnet20] [--width 1] [--models 2] [--pairs 3] [--epochs 20]
                            [--cuts layer3,layer2] [DIR]
 
 FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. A pair draws a division of
@@ -9,11 +9,15 @@ the ten classes at random, trains a network on each part, each from a seed of it
 have one head: 512 outputs compared with fixed random unit vectors, one a class. Networks that DIR (build/cifar-pairs)
 holds already are not trained again; two are trained at a time, on a thread each.
 
+Wide networks of whole images want a GPU: --width 4 --pixels 32 --images 50000 --batch 256 --epochs 200 --device cuda.
+
 With --cuts networks are also merged up to each of these submodules alone; what follows stays each network's own.
 
-Prints joint accuracy on all ten classes, accuracy on the parts (task average) and paired differences as Markdown.
+Prints joint accuracy on all ten classes, accuracy on each part and its mean over parts (task average), and paired
+differences as Markdown.
 """
 import concurrent.futures
+import functools
 import json
 import pathlib
 import random
@@ -46,6 +50,10 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--images", type=int, default=25000, help="of the training set, all classes together")
+    parser.add_argument("--pixels", type=int, default=16, help="height and width of the images")
+    parser.add_argument("--batch", type=int, default=64, help="size of the training's batches")
+    parser.add_argument("--lr", type=float, default=0.1, help="of a ResNet; a transformer's Adam takes a fiftieth")
+    parser.add_argument("--device", default="cpu", help="of all training and merging")
     parser.add_argument("--cuts", default="", help="submodules, separated by commas")
     options = parser.parse_args()
     images, test = cifar(options.cifar, "train")[:options.images], cifar(options.cifar, "test")
@@ -59,24 +67,26 @@ def main() -> int:
     network = json.loads(json.dumps(NETWORKS[options.network]))
     if network["builtin"] == "resnet20":
         network["options"]["width"] = options.width
-    train = Trainer(options.tools, folder, options.epochs, files["test"])
+    sized = functools.partial(data, resize=options.pixels)
+    train = Trainer(options.tools, folder, options.epochs, files["test"], batch_size=options.batch,
+                    device=options.device)
 
     def archives(pair: int, parts: list[list[int]]) -> list[pathlib.Path]:
         def one(index: int) -> pathlib.Path:
-            sets = {name: data(files[name], classes=parts[index]) for name in ("train", "test")}
+            sets = {name: sized(files[name], classes=parts[index]) for name in ("train", "test")}
             return train(f"{pair}-{index}-{options.network}", network, sets["train"],
-                         options.models * pair + index + 1, data=sets, objective={**HEAD, "candidates": "data"})
+                         options.models * pair + index + 1, lr=options.lr, data=sets, objective={**HEAD, "candidates": "data"})
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             return list(pool.map(one, range(options.models)))
 
     def accuracies(pair: int, cut: str, models: list[dict], parts: list[list[int]]) -> dict:
         """Of the pair, merged in every way up to the cut; see scores_of()."""
-        sets = [{"name": f"part {i + 1}", "data": data(files["test"], classes=part), "candidates": "data",
+        sets = [{"name": f"part {i + 1}", "data": sized(files["test"], classes=part), "candidates": "data",
                  **({} if cut == WHOLE else {"head": f"part {i + 1}"})} for i, part in enumerate(parts)]
-        config = {"models": models, "compare": WAYS, "activations": {"data": data(files["few"])},
+        config = {"models": models, "compare": WAYS, "activations": {"data": sized(files["few"])}, "device": options.device,
                   **({} if cut == WHOLE else {"partial": {"until": cut}}),
                   "evaluation": {"objective": HEAD,
-                                 "sets": [{"name": "all ten", "data": data(files["test"])}, *sets]}}
+                                 "sets": [{"name": "all ten", "data": sized(files["test"])}, *sets]}}
         path = folder / ("-".join([str(pair), options.network] + ([] if cut == WHOLE else [cut])) + ".json")
         path.write_text(json.dumps(config, indent=1))
         return scores_of(run(options.tools, "mudsc-merge", "--config", path, "--out", path.with_suffix("")))
@@ -90,16 +100,18 @@ def main() -> int:
         models = [{"name": f"part {i + 1}", "script": str(path)} for i, path in enumerate(archives(pair, parts))]
         for cut, pairs in found.items():
             pairs.append(accuracies(pair, cut, models, parts))
-    joint, average = ({name: [pair[name][key] for pair in found[WHOLE]] for name in found[WHOLE][0]}
-                      for key in ("all ten", "task_average"))
+    whole = {name: {key: [pair[name][key] for pair in found[WHOLE]] for key in scores}
+             for name, scores in found[WHOLE][0].items()}
+    columns = {"joint": "all ten", **{f"part {i + 1}": f"part {i + 1}" for i in range(options.models)},
+               "task average": "task_average"}
 
-    print("| accuracy, % | joint | deviation | task average | deviation |\n|---|---:|---:|---:|---:|")
-    for name in joint:
-        print(f"| {name} | {statistics.fmean(joint[name]):.1f} | {spread(joint[name]):.1f} "
-              f"| {statistics.fmean(average[name]):.1f} | {spread(average[name]):.1f} |")
+    print("| accuracy, % | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
+    for name, scores in whole.items():
+        print(f"| {name} | " + " | ".join(f"{statistics.fmean(scores[key]):.1f} ± {spread(scores[key]):.1f}"
+                                         for key in columns.values()) + " |")
     print("\n| paired difference of joint accuracy, points | mean | deviation | above 0 |\n|---|---:|---:|---:|")
     for better, worse in COMPARED:
-        gains = differences(joint[better], joint[worse])
+        gains = differences(whole[better]["all ten"], whole[worse]["all ten"])
         print(f"| {better} - {worse} | {statistics.fmean(gains):+.1f} | {spread(gains):.1f} "
               f"| {sum(gain > 0 for gain in gains)} of {len(gains)} |")
     if len(found) > 1:

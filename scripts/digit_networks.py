@@ -59,7 +59,7 @@ def scores_of(summary: dict) -> dict:
     """{network: {set: accuracy in %}} of a comparison of mudsc-merge, the ensemble among the networks."""
     rows = {entry["name"]: entry["scores"] for entry in summary["variants"]}
     rows["ensemble"] = next(entry["scores"] for entry in summary["originals"] if entry["name"] == "ensemble")
-    return {name: {key: 100 * scores[key]["accuracy"] for key in ("all ten", "task_average")}
+    return {name: {key: 100 * score["accuracy"] for key, score in scores.items() if "accuracy" in score}
             for name, scores in rows.items()}
 
 

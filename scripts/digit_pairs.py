@@ -20,10 +20,10 @@ MARGINS = [
     ("zip-weight", "align-weight", 8.0),
     ("zip-activation", "align-activation", 8.0),
     ("zip-dual-0.5", "average", 15.0),
-    ("align-dual-0.5", "align-weight", -4.0),
-    ("align-dual-0.5", "align-activation", -4.0),
-    ("zip-dual-0.5", "zip-weight", -4.0),
-    ("zip-dual-0.5", "zip-activation", -4.0),
+    ("align-dual-0.5", "align-weight", -2.0),
+    ("align-dual-0.5", "align-activation", -2.0),
+    ("zip-dual-0.5", "zip-weight", -2.0),
+    ("zip-dual-0.5", "zip-activation", -2.0),
 ]
 
 

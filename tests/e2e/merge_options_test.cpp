@@ -10,6 +10,7 @@
 #include <sstream>
 #include <string>
 
+#include "support/archives.h"
 #include "support/files.h"
 #include "support/networks.h"
 #include "support/temporary_folder.h"
@@ -306,6 +307,46 @@ TEST_CASE("attention heads of three networks are aligned with their mean, too") 
   CHECK(heads > 0);
 }
 
+TEST_CASE(
+    "a transformer whose heads and units were permuted is merged back, however it is matched") {
+  const TemporaryFolder folder;
+  const json vit = {{"image", 8}, {"patch", 4}, {"dim", 32},    {"depth", 2},
+                    {"heads", 4}, {"mlp", 48},  {"channels", 1}};
+  const fs::path a = save_builtin(folder / "a.pt", "vit", vit, 1);
+  ScriptModel network = load_archive(a);
+  at::manual_seed(1);
+  for (auto& [name, tensor] : network.parameters())  // classifiers start at 0
+    if (name.find("head") != std::string::npos) tensor.detach().normal_();
+  network.save(a.string());
+  const fs::path b = folder / "b.pt";
+  summary_of(mudsc_merge(
+      {"explain", print(a), "--input", "2x1x8x8", "--json", "--quick", "--permuted", print(b)}));
+
+  json config = {{"models", {print(a), print(b)}},
+                 {"activations", {{"data", {{"split", "train"}, {"limit", 200}}}}},
+                 {"iterations", {{"start", "propagate"}}},
+                 {"compare", {{{"method", "average"}}}}};
+  for (const char* method : {"align", "zip"})
+    for (const char* space : {"weight", "activation", "dual"})
+      config["compare"].push_back({{"method", method}, {"space", space}});
+  const json summary = run(folder, config, "out");
+  const at::Tensor x = at::rand({4, 1, 8, 8});
+  const at::Tensor wanted = network.forward(x);
+  const double largest = wanted.abs().max().item<double>();
+  REQUIRE(largest > 0.1);
+  REQUIRE(summary["variants"].size() == 7);
+  for (const json& variant : summary["variants"]) {
+    const auto name = variant["name"].get<std::string>();
+    INFO(name);
+    ScriptModel merged = load_archive(folder / "out" / name / "merged.pt");
+    const double apart = (merged.forward(x) - wanted).abs().max().item<double>();
+    if (name == "average")
+      CHECK(apart > 0.1 * largest);
+    else
+      CHECK(apart < 1e-4 * largest);
+  }
+}
+
 TEST_CASE("repair works without batch norm, and says where it cannot") {
   const TemporaryFolder folder;
   json config = scored(merge_of(folder, "convnet", {{"width", 4}, {"norm", "none"}}, 2));
@@ -362,6 +403,26 @@ TEST_CASE("half and bfloat16 archives are merged in float32 and saved as they we
   }
 }
 
+TEST_CASE("archives that were saved on another device are merged where the run says") {
+  const TemporaryFolder folder;
+  const json config = merge_of(folder, "mlp", kMlp, 2);
+  run(folder, config, "cpu");
+  // The second one as a GPU would have saved it.
+  Records records = read_archive(folder / "b.pt");
+  const std::string here("X\x03\0\0\0cpu", 8);
+  const std::string there("X\x06\0\0\0cuda:0", 11);
+  std::string& pickle = records.at("data.pkl");
+  int moved = 0;
+  for (std::size_t at = 0; (at = pickle.find(here, at)) != std::string::npos; ++moved)
+    pickle.replace(at, here.size(), there);
+  REQUIRE(moved > 0);
+  write_archive(folder / "b.pt", records);
+  run(folder, config, "mixed");
+  CHECK(read_bytes(folder / "mixed/merged.safetensors") ==
+        read_bytes(folder / "cpu/merged.safetensors"));
+  CHECK(read_bytes(folder / "mixed/merged.pt") == read_bytes(folder / "cpu/merged.pt"));
+}
+
 TEST_CASE("a landscape shows the way between the networks before and after matching") {
   const TemporaryFolder folder;
   json config = scored(merge_of(folder, "convnet", {{"width", 4}}, 2));
@@ -410,6 +471,30 @@ TEST_CASE("a landscape shows the way between the networks before and after match
   CHECK(std::none_of(other.begin(), other.end(), [](const std::string& row) {
     return row.find(",0.5,joint,0.99,") != std::string::npos;
   }));
+}
+
+TEST_CASE("a landscape that was killed goes on, and ends as one that was not") {
+  const TemporaryFolder folder;
+  json config = scored(merge_of(folder, "convnet", {{"width", 24}}, 2));  // some seconds of points
+  config["method"] = "align";
+  config["landscape"] = {{"line", 3}, {"plane", 16}, {"sets", {"joint", "low"}}};
+  run(folder, config, "whole");
+  const fs::path points = folder / "killed/landscape/points.json";
+  const std::vector<std::string> arguments{"--config", write_config(folder / "merge.json", config),
+                                           "--out",    print(folder / "killed"),
+                                           "--quiet",  "--resume"};
+  ProgramOptions options;
+  options.signal = SignalPlan{SIGKILL, points, "", {}};
+  CHECK(mudsc_merge(arguments, options).killed_by == SIGKILL);
+  const std::size_t scored_points = json::parse(read_bytes(points))["points"].size();
+  CHECK(scored_points > 0);
+  CHECK(scored_points < 2 * 3 + 16 * 16);
+  summary_of(mudsc_merge(arguments));
+  for (const char* name : {"line.csv", "plane.csv", "plane-loss.svg"}) {
+    INFO(name);
+    CHECK(read_bytes(folder / "killed/landscape" / name) ==
+          read_bytes(folder / "whole/landscape" / name));
+  }
 }
 
 TEST_CASE("the ends of a landscape are the networks as they came, whatever the cache holds") {
