@@ -168,11 +168,11 @@ int main(int argc, char** argv) {
   });
   print_row("statistics", statistics, "two forwards and the products", floor);
 
-  // The first sweep, in which every group is compared and matched once. It begins with matchings by
-  // activations, which take no products: they were part of the statistics.
+  // A run begins with matchings by activations, which take no products (they were part of the
+  // statistics), and then sweeps. In the first sweep every group is compared and matched once.
   for (const MergeMethod method : {MergeMethod::kAlign, MergeMethod::kZip}) {
     const bool all_pairs = method == MergeMethod::kZip;
-    const char* const name = all_pairs ? "zip" : "align";
+    const std::string name = all_pairs ? "zip" : "align";
     MatchOptions match;
     match.iterations.max = 1;
     const auto time_in = [&](MergeSpace space) {
@@ -180,20 +180,17 @@ int main(int argc, char** argv) {
       return time_of([&] { match_units(states, groups, activation, match, progress); });
     };
     const Times start = time_in(MergeSpace::kActivation);
-    fmt::print("| {} by activations | {:.3f} s | | | | |\n", name, start.best);
-    Times sweep = time_in(MergeSpace::kDual);
-    sweep.best -= start.best;
-    sweep.worst -= start.best;
-    const double least = product_flops(states, groups) / peak_gflops() / 1e9;
-    const std::string phase = fmt::format("one sweep of {}", name);
+    const Times both = time_in(MergeSpace::kDual);
+    const Times sweep{both.best - start.best, both.worst - start.best};
+    const double pairs_once = product_flops(states, groups) / peak_gflops() / 1e9;
     // Of two models half of all pairs are between them, and each of the others stands twice in a
-    // product of all units with all.
-    if (all_pairs) {
-      print_row(phase.c_str(), sweep, "products at the peak, each pair once", {least, least});
-      print_row("the same", sweep, "whole products at the peak", {2 * least, 2 * least});
-    } else {
-      print_row(phase.c_str(), sweep, "products at the peak", {least / 2, least / 2});
-    }
+    // product of all units with all, which is what a general product computes.
+    const double least = all_pairs ? 2 * pairs_once : pairs_once / 2;
+    const char* const peak = "products at the peak";
+    print_row(("one sweep of " + name).c_str(), sweep, peak, {least, least});
+    print_row("with the matching by activations before it", both, peak, {least, least});
+    if (all_pairs)
+      print_row("one sweep of zip", sweep, "products of each pair once", {pairs_once, pairs_once});
   }
 
   std::vector<Matching> matchings;
