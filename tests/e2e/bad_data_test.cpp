@@ -87,6 +87,12 @@ TEST_CASE("data folders that cannot be used end with 3 and the file's name") {
     write_bytes(folder / name, std::string(3073 + 100, '\1'));
   check_refused(folder, {{"format", "cifar10"}, {"path", "."}, {"split", "train"}}, 3,
                 {"data_batch_1.bin", "3173", "3073"});
+  check_refused(folder, {{"format", "cifar100"}, {"path", "."}}, 3, {"train.bin", "cannot read"});
+  write_bytes(folder / "train.bin", std::string(3074, '\x65'));
+  check_refused(folder, {{"format", "cifar100"}, {"path", "."}, {"split", "train"}}, 3,
+                {"train.bin", "coarse label 101", "CIFAR-100"});
+  check_refused(folder, {{"format", "cifar100"}, {"path", "."}, {"labels", "all"}}, 2,
+                {"data.train.labels", "coarse"});
   check_refused(folder, {{"format", "idx"}, {"path", "."}, {"split", "train"}}, 3,
                 {"train-images", folder.path().string()});
   write_bytes(

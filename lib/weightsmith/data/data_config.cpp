@@ -31,11 +31,8 @@ nlohmann::json to_config(const PerChannel& channels) {
 
 EnumNames<DataConfig::Format> enum_names(DataConfig::Format) {
   using enum DataConfig::Format;
-  return {{kCifar10, "cifar10"},
-          {kIdx, "idx"},
-          {kTensors, "tensors"},
-          {kFolder, "folder"},
-          {kDigits, "digits"}};
+  return {{kCifar10, "cifar10"}, {kCifar100, "cifar100"}, {kIdx, "idx"},
+          {kTensors, "tensors"}, {kFolder, "folder"},     {kDigits, "digits"}};
 }
 
 EnumNames<DataConfig::OnError> enum_names(DataConfig::OnError) {
@@ -84,9 +81,15 @@ void DataConfig::validate(const std::string& key) const {
           "remove it, or set WEIGHTSMITH_DATA_DIR");
   require(format != Format::kTensors || split == Split::kAll, "split",
           "a tensors file has no splits", "leave it out and name another file for the other split");
-  require(format == Format::kIdx || (images.empty() && labels.empty()),
-          images.empty() ? "labels" : "images", "only for the format idx");
-  require(images.empty() == labels.empty(), images.empty() ? "images" : "labels",
+  const bool is_idx = format == Format::kIdx;
+  const bool is_cifar100 = format == Format::kCifar100;
+  require(is_idx || images.empty(), "images", "only for the format idx");
+  require(is_idx || is_cifar100 || labels.empty(), "labels",
+          "only for the formats idx and cifar100");
+  require(!is_cifar100 || labels.empty() || labels == "fine" || labels == "coarse", "labels",
+          fmt::format("\"{}\" is neither fine nor coarse", labels),
+          "fine are the 100 classes, coarse the 20 they are grouped in");
+  require(!is_idx || images.empty() == labels.empty(), images.empty() ? "images" : "labels",
           "images and labels go together", "name both files or neither");
   require(images.empty() || split == Split::kAll, "split", "named idx files have no splits",
           "leave split or images and labels out");

@@ -131,18 +131,22 @@ void read_folder(Dataset& dataset, const DataConfig& config, const formats::Imag
   dataset.listing = list_files(list.folder, dataset.files);
 }
 
+formats::Samples read_samples(const DataConfig& config) {
+  if (config.format == Format::kCifar10) return formats::read_cifar10(config.path, config.split);
+  if (config.format == Format::kCifar100)
+    return formats::read_cifar100(config.path, config.split, config.labels == "coarse");
+  if (config.images.empty()) return formats::read_mnist(config.path, config.split);
+  return formats::read_idx(config.path / config.images, config.path / config.labels);
+}
+
 Dataset load_split(const DataConfig& config) {
   if (config.format == Format::kDigits) return load_digits(config.split);
   if (config.format == Format::kTensors) return load_tensors(config.path);
-  formats::Samples samples =
-      config.format == Format::kCifar10 ? formats::read_cifar10(config.path, config.split)
-      : config.images.empty()
-          ? formats::read_mnist(config.path, config.split)
-          : formats::read_idx(config.path / config.images, config.path / config.labels);
+  formats::Samples samples = read_samples(config);
   Dataset dataset;
   dataset.images = std::move(samples.images);
   dataset.labels = std::move(samples.labels);
-  dataset.classes = config.format == Format::kCifar10 ? 10 : largest_label_plus_one(dataset.labels);
+  dataset.classes = samples.classes.value_or(largest_label_plus_one(dataset.labels));
   dataset.where = config.path.string() + split_name(config.split);
   dataset.files = std::move(samples.files);
   return dataset;

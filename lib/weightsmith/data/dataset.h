@@ -48,6 +48,7 @@ struct Dataset {
 /// `resize`; then the central square of side `crop` is cut out.
 ///
 /// - cifar10: records of 3,073 bytes, any number a file (10,000 officially).
+/// - cifar100: records of 3,074 bytes, any number a file (50,000 and 10,000 officially).
 /// - idx: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and `t10k-…` for the test part, also
 ///   with a dot for the second dash, also gzipped. Label space: the largest label + 1.
 /// - tensors: `images` (N, ...) uint8 or float32, `labels` (N) int64; label space: the metadata's

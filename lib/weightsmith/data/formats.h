@@ -22,10 +22,16 @@ struct Samples {
   at::Tensor images;                         ///< (N, C, H, W) uint8
   at::Tensor labels;                         ///< (N) int64
   std::vector<std::filesystem::path> files;  ///< that were read
+  /// Of the label space, where the format fixes it.
+  std::optional<std::int64_t> classes = std::nullopt;
 };
 
 /// The official binary version of CIFAR-10 in `folder` (or in its `cifar-10-batches-bin`).
 Samples read_cifar10(const std::filesystem::path& folder, DataConfig::Split split);
+
+/// That of CIFAR-100 in `folder` (or in its `cifar-100-binary`), with the fine labels of its
+/// records or the coarse ones.
+Samples read_cifar100(const std::filesystem::path& folder, DataConfig::Split split, bool coarse);
 
 /// A pair of IDX files, plain or gzipped: images (N, H, W) or (N, C, H, W) and labels (N).
 Samples read_idx(const std::filesystem::path& images, const std::filesystem::path& labels);

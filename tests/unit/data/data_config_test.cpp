@@ -46,6 +46,14 @@ TEST_CASE("a data reference that contradicts itself is refused by key", "[data]"
              Catch::Contains("data.train.split"));
   CHECK_THAT(refused(R"({"format": "idx", "path": "x", "images": "i"})"),
              Catch::Contains("data.train.labels"));
+  CHECK_THAT(refused(R"({"format": "cifar100"})"), Catch::Contains("data.train.path"));
+  CHECK_THAT(refused(R"({"format": "cifar100", "path": "x", "labels": "finer"})"),
+             Catch::Contains("data.train.labels") && Catch::Contains("\"finer\"") &&
+                 Catch::Contains("coarse"));
+  CHECK_THAT(refused(R"({"format": "cifar100", "path": "x", "images": "i"})"),
+             Catch::Contains("data.train.images"));
+  CHECK_THAT(refused(R"({"format": "cifar10", "path": "x", "labels": "coarse"})"),
+             Catch::Contains("data.train.labels") && Catch::Contains("cifar100"));
   CHECK_THAT(refused(R"({"classes": [1, 1]})"), Catch::Contains("twice"));
   CHECK_THAT(refused(R"({"relabel": true})"), Catch::Contains("data.train.relabel"));
   CHECK_THAT(refused(R"({"limit": 0})"), Catch::Contains("data.train.limit"));

@@ -41,6 +41,17 @@ void write_cifar(const std::filesystem::path& folder) {
   write_bytes(folder / "test_batch.bin", cifar_records(100, 6));
 }
 
+/// Record i of a CIFAR-100 file: coarse label i mod 20, fine label 99 − i, pixels as above.
+std::string cifar100_records(int begin, int count) {
+  std::string bytes;
+  for (int i = begin; i < begin + count; ++i) {
+    bytes += static_cast<char>(i % 20);
+    bytes += static_cast<char>(99 - i);
+    for (int p = 0; p < 3072; ++p) bytes += static_cast<char>((i + p) % 256);
+  }
+  return bytes;
+}
+
 std::string idx(std::initializer_list<int> sizes, const std::string& data) {
   std::string bytes{0, 0, 8, static_cast<char>(sizes.size())};
   for (const int size : sizes)
@@ -90,6 +101,65 @@ TEST_CASE("cifar10 names a file that is missing, cut short or foreign", "[data]"
   CHECK_THAT(input_error(config), Catch::Contains("data_batch_3.bin"));
   CHECK_THAT(input_error(config_of(Format::kCifar10, folder / "nowhere")),
              Catch::Contains("nowhere"));
+}
+
+TEST_CASE("cifar100 reads fine labels or coarse ones, from its folder or the one around it",
+          "[data]") {
+  TemporaryFolder folder;
+  const auto inner = folder / "cifar-100-binary";
+  std::filesystem::create_directory(inner);
+  write_bytes(inner / "train.bin", cifar100_records(30, 7));
+  write_bytes(inner / "test.bin", cifar100_records(0, 3));
+  for (const auto& path : {folder.path(), inner}) {
+    DataConfig config = config_of(Format::kCifar100, path, Split::kTrain);
+    for (const char* labels : {"", "fine", "coarse"}) {
+      config.labels = labels;
+      const bool is_coarse = config.labels == "coarse";
+      const Dataset train = load_dataset(config);
+      CHECK(train.classes == (is_coarse ? 20 : 100));
+      CHECK(train.images.sizes() == at::IntArrayRef({7, 3, 32, 32}));
+      for (int i = 0; i < 7; ++i) {
+        CHECK(train.labels[i].item<int>() == (is_coarse ? 10 + i : 69 - i));
+        for (const int p : {0, 2049, 3071})
+          CHECK(train.images[i].flatten()[p].item<int>() == (30 + i + p) % 256);
+      }
+      CHECK(train.files == std::vector{inner / "train.bin"});
+    }
+  }
+  const Dataset test = load_dataset(config_of(Format::kCifar100, folder.path(), Split::kTest));
+  CHECK(test.labels.equal(at::tensor({99, 98, 97}, at::kLong)));
+  CHECK(test.classes == 100);  // whatever occurs
+  const Dataset all = load_dataset(config_of(Format::kCifar100, folder.path()));
+  CHECK(all.size() == 10);
+  CHECK(all.labels[7].item<int>() == 99);
+}
+
+TEST_CASE("cifar100 names a file that is missing, cut short or foreign", "[data]") {
+  TemporaryFolder folder;
+  const auto file = folder / "test.bin";
+  const auto config = config_of(Format::kCifar100, folder.path(), Split::kTest);
+  CHECK_THAT(input_error(config), Catch::Contains(file.string()) && Catch::Contains("cannot read"));
+  write_bytes(file, "");
+  CHECK_THAT(input_error(config), Catch::Contains(file.string()) && Catch::Contains("0 bytes"));
+  write_bytes(file, cifar100_records(0, 2).substr(0, 5000));
+  CHECK_THAT(input_error(config), Catch::Contains(file.string()) && Catch::Contains("5000 bytes") &&
+                                      Catch::Contains("multiple of 3074") &&
+                                      Catch::Contains("30740000") &&
+                                      Catch::Contains("cifar-100-binary.tar.gz"));
+  std::string damaged = cifar100_records(0, 2);
+  damaged[3074] = 20;  // a label that is not asked for is looked at as well
+  write_bytes(file, damaged);
+  CHECK_THAT(input_error(config), Catch::Contains(file.string()) &&
+                                      Catch::Contains("record 1 has coarse label 20") &&
+                                      Catch::Contains("0 to 19"));
+  damaged[3074] = 19;
+  damaged[3075] = 100;
+  write_bytes(file, damaged);
+  CHECK_THAT(input_error(config), Catch::Contains("record 1 has fine label 100") &&
+                                      Catch::Contains("0 to 99") && Catch::Contains("CIFAR-100"));
+  damaged[3075] = 99;
+  write_bytes(file, damaged);
+  CHECK(load_dataset(config).labels.equal(at::tensor({99, 99}, at::kLong)));
 }
 
 TEST_CASE("classes select, relabel numbers by position, limits nest", "[data]") {
