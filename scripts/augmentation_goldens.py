@@ -8,8 +8,13 @@ Needs torchvision 0.14 (Debian: python3-torchvision). The files are committed; r
 """
 import argparse
 import json
+import os
 import pathlib
 import struct
+
+# Products without fused multiply-adds, whatever the processor: points half-way between two pixels, which shears have many
+# of, go the way that they go in the committed files.
+os.environ["OPENBLAS_CORETYPE"] = "Prescott"
 
 import torch
 import torchvision
@@ -43,7 +48,14 @@ def apply(image, op, magnitude):
     return autoaugment._apply_op(image, op, magnitude, InterpolationMode.NEAREST, None)
 
 
-def write_safetensors(path, tensors, metadata):
+def at_every_magnitude(image, op, values, signed):
+    """(signs, magnitudes, channels, height, width)"""
+    return torch.stack([torch.stack([apply(image, op, sign * float(v)) for v in values])
+                        for sign in ((1, -1) if signed else (1,))])
+
+
+def write_safetensors(path, tensors):
+    metadata = {"producer": f"torchvision {torchvision.__version__}, torch {torch.__version__}"}
     header, offset = {"__metadata__": metadata}, 0
     kinds = {torch.uint8: "U8", torch.float32: "F32"}
     for name, tensor in tensors.items():
@@ -68,17 +80,16 @@ def main():
 
     image = golden_image()
     grey = image[:1].clone()
-    tensors, magnitudes = {"image": image, "grey": grey}, {}
+    tensors, autoaugmented, magnitudes = {"image": image, "grey": grey}, {}, {}
     # The policies' operations at every magnitude, with both signs where they have one.
     for name in ("autoaugment", "randaugment", "trivialaugment"):
         for op, (values, signed) in space(name, image).items():
             values = values.reshape(-1).float()
             magnitudes.setdefault(name, {})[op] = {"values": values.tolist(), "signed": signed}
-            signs = (1, -1) if signed else (1,)
-            if name == "autoaugment" and op != "Invert":
-                continue  # the same values as every third one of randaugment
-            tensors[f"{name}/{op}"] = torch.stack(
-                [torch.stack([apply(image, op, sign * float(v)) for v in values]) for sign in signs])
+            if name == "autoaugment" and op in ("AutoContrast", "Equalize"):
+                continue  # without a magnitude: the same as randaugment's
+            own = tensors if name != "autoaugment" or op == "Invert" else autoaugmented
+            own[f"{name}/{op}"] = at_every_magnitude(image, op, values, signed)
     for op, magnitude in (("Color", 0.9), ("Contrast", -0.5), ("Sharpness", 0.9), ("Equalize", 0.0), ("ShearX", 0.2)):
         tensors[f"grey/{op}"] = apply(grey, op, magnitude)
 
@@ -96,17 +107,27 @@ def main():
         tensors[f"resized_crop/{i}"] = functional.resized_crop(
             image, top, left, height, width, [size, size], InterpolationMode.BILINEAR)
 
-    write_safetensors(out / "augment.safetensors", tensors,
-                      {"producer": f"torchvision {torchvision.__version__}, torch {torch.__version__}"})
+    # padding, top, left
+    shifts = [[4, 0, 0], [4, 8, 8], [2, 1, 4], [4, 3, 7], [13, 26, 0]]
+    # top, left, height, width
+    boxes = [[0, 0, 14, 18], [3, 2, 7, 9], [13, 17, 1, 1], [5, 0, 9, 4]]
+    moves = {
+        "crop": torch.stack([functional.crop(functional.pad(image, padding), top, left, 14, 18)
+                             for padding, top, left in shifts]),
+        "flip": torch.stack([functional.hflip(image), functional.vflip(image)]),
+        "erase": torch.stack([functional.erase(image, *box, torch.zeros((), dtype=torch.uint8)) for box in boxes])}
+
+    write_safetensors(out / "augment.safetensors", tensors)
+    write_safetensors(out / "autoaugment.safetensors", autoaugmented)
+    write_safetensors(out / "moves.safetensors", moves)
     larger = golden_image(40, 36)  # one of less than 255 pixels is left as it is
-    write_safetensors(out / "equalize.safetensors", {"image": larger, "equalized": functional.equalize(larger)},
-                      {"producer": f"torchvision {torchvision.__version__}, torch {torch.__version__}"})
+    write_safetensors(out / "equalize.safetensors", {"image": larger, "equalized": functional.equalize(larger)})
     policies = {
         name: [[[op, p, magnitude] for op, p, magnitude in pair]
                for pair in autoaugment.AutoAugment()._get_policies(policy)]
         for name, policy in (("cifar10", autoaugment.AutoAugmentPolicy.CIFAR10),
                              ("imagenet", autoaugment.AutoAugmentPolicy.IMAGENET))}
-    cases.update({"rotation": rotations, "resized_crop": crops})
+    cases.update({"rotation": rotations, "resized_crop": crops, "crop": shifts, "erase": boxes})
     with open(out / "augment.json", "w") as file:
         json.dump({"cases": cases, "magnitudes": magnitudes, "policies": policies}, file)
         file.write("\n")

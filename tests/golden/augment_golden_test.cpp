@@ -21,8 +21,13 @@ namespace weightsmith {
 namespace {
 
 const TensorMap& tensors() {
-  static const TensorMap map =
-      read_safetensors(testing::golden("augment/augment.safetensors")).tensors;
+  static const TensorMap map = [] {
+    TensorMap all;
+    for (const char* file : {"augment", "autoaugment", "moves"})
+      all.merge(
+          read_safetensors(testing::golden(fmt::format("augment/{}.safetensors", file))).tensors);
+    return all;
+  }();
   return map;
 }
 
@@ -94,7 +99,7 @@ TEST_CASE("every operation of the policies at every magnitude is torchvision's",
     }
   }
   check_all(tensors().at("image"), comparisons);
-  CHECK(comparisons.size() == 2 * (9 * 2 * 31 + 2 * 31 + 3) + 1);
+  CHECK(comparisons.size() == 2 * (9 * 2 * 31 + 2 * 31 + 3) + 9 * 2 * 10 + 2 * 10 + 1);
   std::vector<Comparison> grey;
   for (const auto& [name, magnitude] : {std::pair{"Color", 0.9},
                                         {"Contrast", -0.5},
@@ -153,6 +158,25 @@ TEST_CASE("the policies of AutoAugment are the published tables", "[golden]") {
       }
     }
   }
+}
+
+TEST_CASE("crops, flips and boxes that are erased are torchvision's to the bit", "[golden]") {
+  const auto& cases = facts()["cases"];
+  std::vector<Comparison> comparisons;
+  const auto add = [&](const char* name, std::int64_t i, const DrawnStep& step) {
+    comparisons.push_back({fmt::format("{} {}", name, i), step, tensors().at(name)[i], 0.0});
+  };
+  for (std::int64_t i = 0; i < tensors().at("crop").size(0); ++i) {
+    const auto c = cases["crop"][static_cast<std::size_t>(i)].get<std::vector<std::int64_t>>();
+    add("crop", i, ShiftStep{c[1] - c[0], c[2] - c[0]});
+  }
+  for (std::int64_t i = 0; i < tensors().at("erase").size(0); ++i) {
+    const auto c = cases["erase"][static_cast<std::size_t>(i)].get<std::vector<std::int64_t>>();
+    add("erase", i, EraseStep{{c[0], c[1], c[2], c[3]}, std::nullopt});
+  }
+  for (const bool top_bottom : {false, true}) add("flip", top_bottom ? 1 : 0, FlipStep{top_bottom});
+  CHECK(comparisons.size() == 5 + 4 + 2);
+  check_all(tensors().at("image"), comparisons);
 }
 
 TEST_CASE("jitter, rotations and resized crops are torchvision's", "[golden]") {
