@@ -210,7 +210,7 @@ void measure_steps(const Network& network, int rounds) {
   TrainConfig in_half = config;
   in_half.precision = Precision::kBFloat16;
   Training half(in_half, example);
-  batch.labels = at::randint(kClasses, {kBatch}, at::kLong);
+  batch.labels = {at::randint(kClasses, {kBatch}, at::kLong)};
   batch.mixing.resize(1);
 
   ResNet plain(network.features, network.stages, network.blocks);
@@ -225,7 +225,7 @@ void measure_steps(const Network& network, int rounds) {
   const auto bare = [&](ResNet& net, const at::Tensor& x, double& loss) {
     for (at::Tensor& parameter : net->parameters()) parameter.mutable_grad().reset();
     return seconds_of([&] {
-      const at::Tensor value = at::cross_entropy_loss(net->forward(x), batch.labels);
+      const at::Tensor value = at::cross_entropy_loss(net->forward(x), batch.labels[0]);
       value.backward();
       loss = value.item<double>();
     });

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "weightsmith/core/error.h"
@@ -47,15 +48,16 @@ DeviceBatches::DeviceBatches(const Dataset& dataset, at::Device device)
 }
 
 DeviceBatches::Plan DeviceBatches::draw(const std::vector<Pipeline>& pipelines,
-                                        const std::vector<std::int64_t>& samples,
-                                        const std::vector<std::int64_t>& labels,
+                                        const std::vector<Shown>& shown,
                                         std::vector<Streams> streams) const {
-  WS_CHECK(streams.size() == pipelines.size());
+  WS_CHECK(streams.size() == pipelines.size() &&
+           (shown.size() == 1 || shown.size() == pipelines.size()));
   Plan plan;
   TransferBuffer numbers;
-  plan.samples = numbers.add(samples);
-  plan.labels = numbers.add(labels);
+  for (const Shown& own : shown)
+    plan.shown.push_back({numbers.add(own.samples), numbers.add(own.labels)});
   for (std::size_t p = 0; p < pipelines.size(); ++p) {
+    const auto& [samples, labels] = shown[std::min(p, shown.size() - 1)];
     Plan::View& view = plan.views.emplace_back();
     if (pipelines[p].empty()) continue;
     view.steps = draw_batch(pipelines[p], {sample_shape_[0], sample_shape_[1], sample_shape_[2]},
@@ -82,9 +84,15 @@ DeviceBatches::Made DeviceBatches::make(const Plan& plan) const {
   try {
     Made made;
     const at::Tensor numbers = plan.numbers.to(device_, /*non_blocking=*/true);
-    const at::Tensor samples = samples_.index_select(0, TransferBuffer::get(numbers, plan.samples));
-    made.labels = TransferBuffer::get(numbers, plan.labels);
-    for (const Plan::View& view : plan.views) {
+    at::Tensor samples;
+    at::Tensor labels;
+    for (std::size_t v = 0; v < plan.views.size(); ++v) {
+      const Plan::View& view = plan.views[v];
+      if (v < plan.shown.size()) {
+        samples = samples_.index_select(0, TransferBuffer::get(numbers, plan.shown[v].samples));
+        labels = TransferBuffer::get(numbers, plan.shown[v].labels);
+      }
+      made.labels.push_back(labels);
       made.views.push_back(make_view(view, samples, numbers));
       Mixing& mixing = made.mixing.emplace_back();
       mixing.share = view.mixing.share;
@@ -101,7 +109,7 @@ DeviceBatches::Made DeviceBatches::make(const Plan& plan) const {
 at::Tensor DeviceBatches::make_view(const Plan::View& view, const at::Tensor& samples,
                                     const at::Tensor& numbers) const {
   at::Tensor values = samples;
-  // Other views begin with the same samples.
+  // Other views may begin with the same samples.
   if (view.steps) values = view.steps->apply(samples.clone(), numbers);
   values = values.to(at::kFloat).mul(scale_).add_(offset_);
   if (!view.mixing.partners.empty())

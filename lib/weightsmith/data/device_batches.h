@@ -21,6 +21,10 @@ namespace weightsmith {
 /// drawn for a batch is drawn on the CPU and goes over in one transfer.
 class DeviceBatches {
  public:
+  /// The samples of a view and their labels.
+  struct Shown {
+    std::vector<std::int64_t> samples, labels;
+  };
   /// The random numbers of a view: of each of its samples, and of what mixes them.
   struct Streams {
     std::vector<Rng> samples;
@@ -33,24 +37,29 @@ class DeviceBatches {
       DrawnMixing mixing;
       TransferBuffer::Part partners, partner_labels;
     };
+    /// Of all views, or of one each.
+    struct Shown {
+      TransferBuffer::Part samples, labels;
+    };
     at::Tensor numbers;  ///< of all parts, on the CPU
-    TransferBuffer::Part samples, labels;
+    std::vector<Shown> shown;
     std::vector<View> views;
   };
   struct Made {
-    std::vector<at::Tensor> views;  ///< (B, ...) float32, normalised
-    at::Tensor labels;              ///< (B) int64
-    std::vector<Mixing> mixing;     ///< one a view
+    std::vector<at::Tensor> views;   ///< (B, ...) float32, normalised
+    std::vector<at::Tensor> labels;  ///< one a view: (B) int64
+    std::vector<Mixing> mixing;      ///< one a view
   };
 
   /// Copies the samples to the device; on the CPU they are shared. Throws Error{kConfig} naming
   /// `augment_on` unless fits_device_batches(), Error{kNumeric} when the device has no room.
   DeviceBatches(const Dataset& dataset, at::Device device);
 
-  /// Draws one view a pipeline of these samples, augmented as augment() does and mixed as
-  /// mix_batch() does. Touches nothing on the device: any thread may call it.
-  Plan draw(const std::vector<Pipeline>& pipelines, const std::vector<std::int64_t>& samples,
-            const std::vector<std::int64_t>& labels, std::vector<Streams> streams) const;
+  /// Draws one view a pipeline, augmented as augment() does and mixed as mix_batch() does: of the
+  /// samples `shown`, of which there is one for all views or one a view. Touches nothing on the
+  /// device: any thread may call it.
+  Plan draw(const std::vector<Pipeline>& pipelines, const std::vector<Shown>& shown,
+            std::vector<Streams> streams) const;
 
   /// Makes a batch, all of it on the device, which is not waited for. Throws Error{kNumeric} when
   /// memory runs out.

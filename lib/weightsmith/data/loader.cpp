@@ -131,24 +131,35 @@ void Loader::work() {
   }
 }
 
-std::vector<std::int64_t> Loader::sample_order(std::int64_t epoch) const {
+std::vector<std::int64_t> Loader::sample_order(std::int64_t epoch, std::size_t pipeline) const {
   std::vector<std::int64_t> order(static_cast<std::size_t>(dataset_.size()));
   std::iota(order.begin(), order.end(), std::int64_t{0});
   if (!options_.shuffle) return order;
-  Rng rng(static_cast<std::uint64_t>(options_.seed),
-          {kShuffleStream, static_cast<std::uint64_t>(epoch)});
+  const auto seed = static_cast<std::uint64_t>(options_.seed);
+  const auto of_epoch = static_cast<std::uint64_t>(epoch);
+  Rng rng = options_.same_samples ? Rng(seed, {kShuffleStream, of_epoch})
+                                  : Rng(seed, {kOwnOrderStream, of_epoch, pipeline});
   return random_permutation(dataset_.size(), rng);
 }
 
-std::vector<std::int64_t> Loader::samples_at(LoaderPosition position) const {
+std::vector<std::int64_t> Loader::samples_at(LoaderPosition position, std::size_t pipeline) const {
   const std::int64_t begin = position.batch * options_.batch_size;
   const std::int64_t count = std::min(options_.batch_size, dataset_.size() - begin);
   const std::lock_guard lock(order_mutex_);
   if (order_epoch_ != position.epoch) {
-    order_ = sample_order(position.epoch);
+    orders_.resize(options_.same_samples ? 1 : options_.pipelines.size());
+    for (std::size_t p = 0; p < orders_.size(); ++p) orders_[p] = sample_order(position.epoch, p);
     order_epoch_ = position.epoch;
   }
-  return {order_.begin() + begin, order_.begin() + begin + count};
+  const auto first = orders_[options_.same_samples ? 0 : pipeline].begin() + begin;
+  return {first, first + count};
+}
+
+std::vector<std::int64_t> Loader::labels_of(const std::vector<std::int64_t>& samples) const {
+  std::vector<std::int64_t> labels;
+  for (const std::int64_t sample : samples)
+    labels.push_back(dataset_.labels.data_ptr<std::int64_t>()[sample]);
+  return labels;
 }
 
 Rng Loader::sample_stream(LoaderPosition position, std::int64_t sample, std::size_t p) const {
@@ -168,36 +179,42 @@ Rng Loader::mixing_stream(LoaderPosition position, std::size_t p) const {
 void Loader::prepare(std::int64_t number, Scratch& scratch, Slot& slot) const {
   Batch& batch = slot.batch.emplace();
   batch.position = {number / batches_per_epoch_, number % batches_per_epoch_};
-  const std::vector<std::int64_t> samples = samples_at(batch.position);
   if (device_) {
-    slot.plan = draw(batch.position, samples);
+    slot.plan = draw(batch.position);
     return;
   }
-  const auto count = static_cast<std::int64_t>(samples.size());
-  batch.labels = at::empty({count}, at::kLong);
-  for (std::int64_t i = 0; i < count; ++i)
-    batch.labels.data_ptr<std::int64_t>()[i] = dataset_.labels.data_ptr<std::int64_t>()[samples[i]];
-  const std::vector<const void*> stored = stored_samples(samples, scratch);
+  std::vector<std::int64_t> samples;
+  std::vector<const void*> stored;
+  at::Tensor labels;
   for (std::size_t p = 0; p < options_.pipelines.size(); ++p) {
+    if (p == 0 || !options_.same_samples) {
+      samples = samples_at(batch.position, p);
+      stored = stored_samples(samples, scratch);
+      const std::vector<std::int64_t> values = labels_of(samples);
+      labels = at::empty({static_cast<std::int64_t>(values.size())}, at::kLong);
+      std::copy(values.begin(), values.end(), labels.data_ptr<std::int64_t>());
+    }
+    batch.labels.push_back(labels);
     batch.views.push_back(prepare_view(p, batch.position, samples, stored, scratch));
     Rng rng = mixing_stream(batch.position, p);
-    batch.mixing.push_back(mix_batch(options_.pipelines[p], batch.views.back(), batch.labels, rng));
+    batch.mixing.push_back(mix_batch(options_.pipelines[p], batch.views.back(), labels, rng));
   }
 }
 
-DeviceBatches::Plan Loader::draw(LoaderPosition position,
-                                 const std::vector<std::int64_t>& samples) const {
-  std::vector<std::int64_t> labels;
-  for (const std::int64_t sample : samples)
-    labels.push_back(dataset_.labels.data_ptr<std::int64_t>()[sample]);
+DeviceBatches::Plan Loader::draw(LoaderPosition position) const {
+  std::vector<DeviceBatches::Shown> shown;
   std::vector<DeviceBatches::Streams> streams;
   for (std::size_t p = 0; p < options_.pipelines.size(); ++p) {
+    if (p == 0 || !options_.same_samples) {
+      const std::vector<std::int64_t> samples = samples_at(position, p);
+      shown.push_back({samples, labels_of(samples)});
+    }
     DeviceBatches::Streams& own =
         streams.emplace_back(DeviceBatches::Streams{{}, mixing_stream(position, p)});
-    for (const std::int64_t sample : samples)
+    for (const std::int64_t sample : shown.back().samples)
       own.samples.push_back(sample_stream(position, sample, p));
   }
-  return device_->draw(options_.pipelines, samples, labels, std::move(streams));
+  return device_->draw(options_.pipelines, shown, std::move(streams));
 }
 
 std::vector<const void*> Loader::stored_samples(const std::vector<std::int64_t>& samples,

@@ -19,6 +19,7 @@ enum RandomStream : std::uint64_t {
   kBaselineStream = 9,    ///< (seed): which sample is whose baseline
   kMixingStream = 10,     ///< (seed, epoch, batch, pipeline): mixup and cutmix
   kFlatnessStream = 11,   ///< (seed): samples and directions that flatness is measured with
+  kOwnOrderStream = 12,   ///< (seed, epoch, pipeline): order of an epoch for one pipeline alone
 };
 
 }  // namespace weightsmith

@@ -222,7 +222,14 @@ std::vector<std::string> paired_cells(const nlohmann::json& method) {
   return cells;
 }
 
-std::string markdown(const nlohmann::json& comparison) {
+/// What all runs of one seed see alike.
+std::string streams_of(const TrainConfig& config) {
+  std::string what = "the same augmented samples in the same order";
+  if (config.data.draw == DrawMode::kIndependent) what += ", which is another one in each stream";
+  return what;
+}
+
+std::string markdown(const nlohmann::json& comparison, const TrainConfig& config) {
   const nlohmann::json& first = comparison["methods"][0];
   std::vector<std::string> header{"method",        "accuracy, %",
                                   "loss",          "against " + first["name"].get<std::string>(),
@@ -250,10 +257,10 @@ std::string markdown(const nlohmann::json& comparison) {
   return table.markdown() +
          fmt::format(
              "\nMean ± standard deviation over {} seeds, on the {} data. Each run: {} gradient "
-             "evaluations, on the same augmented samples in the same order.\nDifferences, "
-             "intervals and p-values: paired by seed (Student's t).\n",
+             "evaluations, on {}.\nDifferences, intervals and p-values: paired by seed (Student's "
+             "t).\n",
              comparison["seeds"].size(), comparison["scored_on"].get<std::string>(),
-             compute["gradient_evaluations"].get<std::int64_t>());
+             compute["gradient_evaluations"].get<std::int64_t>(), streams_of(config));
 }
 
 }  // namespace
@@ -301,21 +308,20 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
   if (!announced) announce({});
   if (config.data.test && config.seeds.size() > 1) score_ensembles(config, options, progress, all);
 
-  nlohmann::json comparison = {
-      {"scored_on", scored_on},
-      {"seeds", config.seeds},
-      {"runs", config.compare.size() * config.seeds.size()},
-      {"reused", reused},
-      {"compute",
-       {{"gradient_evaluations", *steps},
-        {"streams", config.views()},
-        {"samples", "runs of one seed see the same augmented samples in the same order"}}},
-      {"methods", nlohmann::json::array()}};
+  nlohmann::json comparison = {{"scored_on", scored_on},
+                               {"seeds", config.seeds},
+                               {"runs", config.compare.size() * config.seeds.size()},
+                               {"reused", reused},
+                               {"compute",
+                                {{"gradient_evaluations", *steps},
+                                 {"streams", config.views()},
+                                 {"samples", "runs of one seed see " + streams_of(config)}}},
+                               {"methods", nlohmann::json::array()}};
   for (const Scores& scores : all)
     comparison["methods"].push_back(method_json(scores, all.front()));
   for (const auto& [file, text] : {std::pair{"comparison.json", comparison.dump(2) + "\n"},
                                    {"comparison.csv", csv.csv()},
-                                   {"comparison.md", markdown(comparison)}}) {
+                                   {"comparison.md", markdown(comparison, config)}}) {
     write_text_atomically(config.out / file, text);
     wrote(config.out / file);
   }

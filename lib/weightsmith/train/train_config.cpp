@@ -9,6 +9,10 @@
 
 namespace weightsmith {
 
+EnumNames<DrawMode> enum_names(DrawMode) {
+  return {{DrawMode::kSame, "same"}, {DrawMode::kIndependent, "independent"}};
+}
+
 EnumNames<AugmentOn> enum_names(AugmentOn) {
   return {{AugmentOn::kAuto, "auto"}, {AugmentOn::kCpu, "cpu"}, {AugmentOn::kDevice, "device"}};
 }
@@ -55,6 +59,7 @@ void fields(Fields& f, TrainDataConfig& c) {
   f("test", c.test);
   f("validation", c.validation);
   f("label_noise", c.label_noise);
+  f("draw", c.draw);
 }
 
 template <class Fields>
@@ -188,6 +193,8 @@ nlohmann::json lasting_config(const TrainConfig& config) {
     json.erase(key);
   for (const char* set : {"train", "test"})
     if (json["data"].contains(set)) json["data"][set].erase("cache_gb");
+  // Runs of versions that knew no other way go on.
+  if (config.data.draw == DrawMode::kSame) json["data"].erase("draw");
   return json;
 }
 

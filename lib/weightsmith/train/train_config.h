@@ -18,11 +18,19 @@
 
 namespace weightsmith {
 
+/// Which training samples the pipelines show in a batch.
+enum class DrawMode {
+  kSame,         ///< the same ones, as the paper of Lookaround means
+  kIndependent,  ///< each the next ones of an own order, as in the program of its authors
+};
+EnumNames<DrawMode> enum_names(DrawMode);
+
 struct TrainDataConfig {
   DataConfig train;
   std::optional<DataConfig> test;  ///< scored after every epoch, or once at the end if `validation`
   double validation = 0.0;         ///< share of the training set held out and scored every epoch
   double label_noise = 0.0;        ///< share of training labels replaced by a uniform class
+  DrawMode draw = DrawMode::kSame;
 };
 
 /// Who augments the training images.

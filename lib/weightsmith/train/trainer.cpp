@@ -70,6 +70,7 @@ LoaderOptions loader_options(const TrainConfig& config, const Dataset& data, at:
   options.batch_size = config.batch_size;
   options.seed = config.seed;
   options.pipelines = config.augmentations;
+  options.same_samples = config.data.draw == DrawMode::kSame;
   // Decoding takes several times as long as what is left to do.
   options.threads = std::clamp(at::get_num_threads() / (data.on_demand ? 2 : 4), 1, 8);
   options.prefetch = std::max<std::int64_t>(options.prefetch, options.threads);
@@ -122,8 +123,9 @@ class Run {
     try_one_sample();
     // The sizes that pipelines make may differ from the stored one.
     const Batch batch = loader_from({})->next();
-    for (const at::Tensor& view : batch.views)
-      step_.loss(view.narrow(0, 0, 1).to(device_), batch.labels.narrow(0, 0, 1).to(device_), {});
+    for (std::size_t v = 0; v < batch.views.size(); ++v)
+      step_.loss(batch.views[v].narrow(0, 0, 1).to(device_),
+                 batch.labels[v].narrow(0, 0, 1).to(device_), {});
     if (config_.flatness) try_flatness();
     nlohmann::json plan = {{"dry_run", true},
                            {"parameters", result_.parameters},

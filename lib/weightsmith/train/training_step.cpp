@@ -49,7 +49,7 @@ double TrainingStep::backward(const Batch& batch, std::size_t view,
                               const std::function<std::string()>& here) {
   at::Tensor inputs = batch.views[view].to(parts_.device);
   if (parts_.channels_last) inputs = inputs.contiguous(at::MemoryFormat::ChannelsLast);
-  const at::Tensor labels = batch.labels.to(parts_.device);
+  const at::Tensor labels = batch.labels[view].to(parts_.device);
   Mixing mixing = batch.mixing[view];
   if (mixing.labels.defined()) mixing.labels = mixing.labels.to(parts_.device);
   const std::int64_t samples = labels.size(0);

@@ -124,22 +124,27 @@ TEST_CASE("batches of images on demand are those of images in memory", "[data]")
                        {testing::augmentation(Augmentation::Name::kRandAugment),
                         testing::augmentation(Augmentation::Name::kRotation)},
                        {}};
-  Loader expected(whole, options);
-  std::vector<Batch> batches;
-  for (int i = 0; i < 12; ++i) batches.push_back(expected.next());
-  for (const double kept : {0.0, 7.0})
-    for (const int threads : {1, 2, 5}) {
-      INFO(kept << " kept, " << threads << " threads");
-      const Dataset some = load_dataset(keeping(config, kept));
-      LoaderOptions own = options;
-      own.threads = threads;
-      Loader loader(some, own);
-      for (const Batch& batch : batches) {
-        const Batch found = loader.next();
-        CHECK(found.labels.equal(batch.labels));
-        for (std::size_t v = 0; v < 3; ++v) CHECK(found.views[v].equal(batch.views[v]));
+  for (const bool same_samples : {true, false}) {
+    options.same_samples = same_samples;
+    Loader expected(whole, options);
+    std::vector<Batch> batches;
+    for (int i = 0; i < 12; ++i) batches.push_back(expected.next());
+    for (const double kept : {0.0, 7.0})
+      for (const int threads : {1, 2, 5}) {
+        INFO(kept << " kept, " << threads << " threads" << (same_samples ? "" : ", independent"));
+        const Dataset some = load_dataset(keeping(config, kept));
+        LoaderOptions own = options;
+        own.threads = threads;
+        Loader loader(some, own);
+        for (const Batch& batch : batches) {
+          const Batch found = loader.next();
+          for (std::size_t v = 0; v < 3; ++v) {
+            CHECK(found.labels[v].equal(batch.labels[v]));
+            CHECK(found.views[v].equal(batch.views[v]));
+          }
+        }
       }
-    }
+  }
 }
 
 TEST_CASE("images that cannot be read are left out whatever is kept", "[data]") {

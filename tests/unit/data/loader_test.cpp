@@ -2,8 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <chrono>
+#include <cmath>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -44,31 +47,39 @@ LoaderOptions options_of(int threads) {
 
 bool same(const Batch& a, const Batch& b) {
   bool equal = a.position.epoch == b.position.epoch && a.position.batch == b.position.batch &&
-               a.labels.equal(b.labels) && a.views.size() == b.views.size();
+               a.views.size() == b.views.size() && a.labels.size() == b.labels.size();
   for (std::size_t i = 0; equal && i < a.views.size(); ++i)
-    equal = a.views[i].equal(b.views[i]) && a.mixing[i].share == b.mixing[i].share &&
+    equal = a.views[i].equal(b.views[i]) && a.labels[i].equal(b.labels[i]) &&
+            a.mixing[i].share == b.mixing[i].share &&
             (!a.mixing[i].labels.defined() || a.mixing[i].labels.equal(b.mixing[i].labels));
   return equal;
 }
 
 TEST_CASE("batches do not depend on threads, prefetch or the starting point", "[data]") {
   const Dataset set = numbered(23);
-  Loader reference(set, options_of(1));
-  std::vector<Batch> expected;
-  for (int i = 0; i < 17; ++i) expected.push_back(reference.next());
-  CHECK(expected[4].views[0].size(0) == 3);
-  CHECK(expected[5].position.epoch == 1);
-  CHECK_FALSE(same(expected[0], expected[5]));
+  for (const bool same_samples : {true, false}) {
+    INFO((same_samples ? "same samples" : "independent"));
+    LoaderOptions options = options_of(1);
+    options.same_samples = same_samples;
+    Loader reference(set, options);
+    std::vector<Batch> expected;
+    for (int i = 0; i < 17; ++i) expected.push_back(reference.next());
+    CHECK(expected[4].views[0].size(0) == 3);
+    CHECK(expected[5].position.epoch == 1);
+    CHECK_FALSE(same(expected[0], expected[5]));
 
-  for (const int threads : {2, 5}) {
-    LoaderOptions options = options_of(threads);
-    options.prefetch = threads == 5 ? 1 : 7;
-    Loader loader(set, options);
-    for (const Batch& batch : expected) CHECK(same(loader.next(), batch));
-  }
-  for (const std::int64_t start : {1, 4, 5, 13}) {
-    Loader loader(set, options_of(2), {start / 5, start % 5});
-    for (std::size_t i = start; i < expected.size(); ++i) CHECK(same(loader.next(), expected[i]));
+    for (const int threads : {2, 5}) {
+      options.threads = threads;
+      options.prefetch = threads == 5 ? 1 : 7;
+      Loader loader(set, options);
+      for (const Batch& batch : expected) CHECK(same(loader.next(), batch));
+    }
+    options.threads = 2;
+    options.prefetch = 3;
+    for (const std::int64_t start : {1, 4, 5, 13}) {
+      Loader loader(set, options, {start / 5, start % 5});
+      for (std::size_t i = start; i < expected.size(); ++i) CHECK(same(loader.next(), expected[i]));
+    }
   }
 }
 
@@ -95,6 +106,41 @@ TEST_CASE("an epoch visits every sample once, shuffled anew", "[data]") {
   CHECK(in_order.next().views[0].equal(normalised_batch(set, 0, 6)));
 }
 
+/// Image i holds 10 (i + 1) everywhere, label i: recognised as long as a pixel is left of it.
+Dataset constants(std::int64_t n) {
+  Dataset set;
+  set.images = ((at::arange(n) + 1) * 10).view({n, 1, 1, 1}).expand({n, 1, 8, 8});
+  set.images = set.images.to(at::kByte).contiguous();
+  set.labels = at::arange(n);
+  set.classes = n;
+  set.where = "constants";
+  return set;
+}
+
+/// Which samples of such a set a view shows; what comes in from outside is 0.
+std::vector<std::int64_t> samples_shown(const at::Tensor& view) {
+  const at::Tensor largest = view.flatten(1).amax(1) * 255 / 10;
+  std::vector<std::int64_t> samples;
+  for (std::int64_t i = 0; i < view.size(0); ++i)
+    samples.push_back(std::lround(largest[i].item<double>()) - 1);
+  return samples;
+}
+
+std::vector<std::int64_t> values_of(const at::Tensor& labels) {
+  return {labels.data_ptr<std::int64_t>(), labels.data_ptr<std::int64_t>() + labels.size(0)};
+}
+
+/// Four views, two of them by pipelines that are alike.
+LoaderOptions four_views() {
+  LoaderOptions options;
+  options.batch_size = 5;
+  options.seed = 3;
+  const auto crop = testing::augmentation(Augmentation::Name::kRandomCrop);
+  options.pipelines = {
+      {}, {crop}, {crop}, {crop, testing::augmentation(Augmentation::Name::kRotation)}};
+  return options;
+}
+
 TEST_CASE("views show the same samples, augmented differently by head", "[data]") {
   const Dataset set = numbered(12);
   LoaderOptions options;
@@ -108,7 +154,37 @@ TEST_CASE("views show the same samples, augmented differently by head", "[data]"
   // The plain view tells which samples these are: every label fits its image.
   for (std::int64_t i = 0; i < 12; ++i) {
     const auto sample = std::lround((batch.views[0][i][0][0][0].item<double>() * 2 + 0.25) * 255);
-    CHECK(sample % 4 == batch.labels[i].item<std::int64_t>());
+    CHECK(sample % 4 == batch.labels[0][i].item<std::int64_t>());
+  }
+}
+
+TEST_CASE("drawn independently, every view visits every sample once, in an order of its own",
+          "[data]") {
+  const Dataset set = constants(12);
+  for (const bool on_device : {false, true}) {
+    LoaderOptions options = four_views();
+    options.same_samples = false;
+    if (on_device) options.device = at::Device(at::kCPU);
+    Loader loader(set, options);
+    std::set<std::vector<std::int64_t>> orders;
+    for (int epoch = 0; epoch < 2; ++epoch) {
+      INFO("epoch " << epoch << (on_device ? ", on a device" : ""));
+      std::vector<std::vector<std::int64_t>> seen(4);
+      for (int b = 0; b < 3; ++b) {
+        const Batch batch = loader.next();
+        for (std::size_t v = 0; v < 4; ++v) {
+          const std::vector<std::int64_t> shown = samples_shown(batch.views[v]);
+          CHECK(shown == values_of(batch.labels[v]));
+          seen[v].insert(seen[v].end(), shown.begin(), shown.end());
+        }
+      }
+      for (std::vector<std::int64_t>& order : seen) {
+        orders.insert(order);
+        std::sort(order.begin(), order.end());
+        CHECK(order == values_of(set.labels));
+      }
+    }
+    CHECK(orders.size() == 2 * 4);  // no two alike
   }
 }
 
@@ -192,10 +268,11 @@ std::pair<Dataset, LoaderOptions> mixed_set() {
 void check_same(const Batch& found, const Batch& expected) {
   CHECK(found.position.epoch == expected.position.epoch);
   CHECK(found.position.batch == expected.position.batch);
-  CHECK(found.labels.equal(expected.labels));
   REQUIRE(found.views.size() == expected.views.size());
+  REQUIRE(found.labels.size() == expected.labels.size());
   for (std::size_t v = 0; v < found.views.size(); ++v) {
     INFO("view " << v);
+    CHECK(found.labels[v].equal(expected.labels[v]));
     REQUIRE(found.views[v].sizes() == expected.views[v].sizes());
     CHECK(found.views[v].equal(expected.views[v]));
     CHECK(found.mixing[v].share == expected.mixing[v].share);
@@ -206,20 +283,25 @@ void check_same(const Batch& found, const Batch& expected) {
 }
 
 TEST_CASE("a device makes the batches that threads make, from any start", "[data]") {
-  const auto [set, options] = mixed_set();
+  auto [set, options] = mixed_set();
   const at::Tensor before = set.images.clone();
-  Loader reference(set, options);
-  std::vector<Batch> expected;
-  for (int i = 0; i < 12; ++i) expected.push_back(reference.next());
-  CHECK(expected[4].labels.size(0) == 3);
-  LoaderOptions on_device = options;
-  on_device.device = at::Device(at::kCPU);
-  for (const std::int64_t start : {0, 3, 5, 9})
-    for (const int threads : {1, 3}) {
-      on_device.threads = threads;
-      Loader loader(set, on_device, {start / 5, start % 5});
-      for (std::size_t i = start; i < expected.size(); ++i) check_same(loader.next(), expected[i]);
-    }
+  for (const bool same_samples : {true, false}) {
+    INFO((same_samples ? "same samples" : "independent"));
+    options.same_samples = same_samples;
+    Loader reference(set, options);
+    std::vector<Batch> expected;
+    for (int i = 0; i < 12; ++i) expected.push_back(reference.next());
+    CHECK(expected[4].labels[0].size(0) == 3);
+    LoaderOptions on_device = options;
+    on_device.device = at::Device(at::kCPU);
+    for (const std::int64_t start : {0, 3, 5, 9})
+      for (const int threads : {1, 3}) {
+        on_device.threads = threads;
+        Loader loader(set, on_device, {start / 5, start % 5});
+        for (std::size_t i = start; i < expected.size(); ++i)
+          check_same(loader.next(), expected[i]);
+      }
+  }
   CHECK(set.images.equal(before));
 }
 

@@ -94,6 +94,31 @@ TEST_CASE("methods are compared over seeds at equal compute", "[train]") {
                         [&] { compare_methods(config, {}, progress, ignore); });
 }
 
+TEST_CASE("a comparison says whether streams show the same samples", "[train]") {
+  testing::TemporaryFolder folder;
+  TrainConfig config = comparison_config(folder / "out");
+  config.compare = {{"sgd", {{"type", "sgd"}}}, {"plain", {{"type", "lookahead"}, {"alpha", 1.0}}}};
+  config.seeds = {1};
+  config.epochs = 1;
+  NoProgress progress;
+  const auto said = [&] {
+    const std::string samples = compare_methods(config, {}, progress, ignore)["compute"]["samples"];
+    CHECK_THAT(samples, Catch::Contains("the same augmented samples in the same order"));
+    CHECK_THAT(read_text(config.out / "comparison.md"),
+               Catch::Contains(samples.substr(std::string("runs of one seed see ").size())));
+    return samples;
+  };
+  CHECK_THAT(said(), !Catch::Contains("each stream"));
+  config.data.draw = DrawMode::kIndependent;
+  config.out = folder / "independent";
+  CHECK_THAT(said(), Catch::Contains("another one in each stream"));
+  // Methods are compared on the same streams all the same.
+  const nlohmann::json result =
+      nlohmann::json::parse(read_text(config.out / "comparison.json"))["methods"];
+  CHECK(result[0]["accuracies"] == result[1]["accuracies"]);
+  CHECK(result[0]["loss"]["mean"].get<double>() == Approx(result[1]["loss"]["mean"].get<double>()));
+}
+
 TEST_CASE("networks of all seeds together are scored as an ensemble", "[train]") {
   testing::TemporaryFolder folder;
   TrainConfig config = comparison_config(folder / "out");

@@ -86,7 +86,8 @@ TEST_CASE("mixed batches train alike in parts, and to the same bits when resumed
       return -scores.gather(1, labels.unsqueeze(1)).mean().item<double>();
     };
     const double share = batch.mixing[0].share;
-    expected += share * mean_loss(batch.labels) + (1 - share) * mean_loss(batch.mixing[0].labels);
+    expected +=
+        share * mean_loss(batch.labels[0]) + (1 - share) * mean_loss(batch.mixing[0].labels);
   }
   CHECK(loss == Approx(expected / static_cast<double>(loader.batches_per_epoch())).epsilon(1e-5));
 }

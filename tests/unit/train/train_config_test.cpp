@@ -20,7 +20,7 @@ TrainConfig parse(const nlohmann::json& json) {
 nlohmann::json example() {
   return nlohmann::json::parse(R"({
     "model": {"builtin": "resnet20", "options": {"outputs": 10}},
-    "data": {"train": {"split": "train"}, "test": {"split": "test"}, "validation": 0.1},
+    "data": {"train": {"split": "train"}, "test": {"split": "test"}, "validation": 0.1, "draw": "independent"},
     "augmentations": [["random_crop", "horizontal_flip"], ["random_crop", "rotation"], []],
     "method": {"type": "lookaround", "heads": 3, "k": 5},
     "optimizer": {"type": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
@@ -41,6 +41,7 @@ TEST_CASE("the documented configuration is read and survives writing", "[train]"
   config.validate();
   CHECK(config.augmentations.size() == 3);
   CHECK(config.augmentations[1][1].name == Augmentation::Name::kRotation);
+  CHECK(config.data.draw == DrawMode::kIndependent);
   CHECK(config.out == "/base/runs/resnet20");
   const nlohmann::json written = to_config(config);
   CHECK(to_config(parse(written)) == written);

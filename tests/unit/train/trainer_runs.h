@@ -113,6 +113,7 @@ inline std::vector<std::pair<std::string, TrainConfig>> all_kinds_of_runs(
   on_device.augment_on = AugmentOn::kDevice;
   on_device.augmentations[2] = {augmentation(Augmentation::Name::kTrivialAugment),
                                 augmentation(Augmentation::Name::kMixup)};
+  add("independent", Type::kLookaround).data.draw = DrawMode::kIndependent;
   show_colours(add("channels innermost", Type::kSgd), folder / "colours.safetensors");
   return runs;
 }

@@ -11,6 +11,7 @@
 #include "support/temporary_folder.h"
 #include "unit/train/trainer_runs.h"
 #include "weightsmith/core/progress.h"
+#include "weightsmith/data/loader.h"
 #include "weightsmith/eval/normalization.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/checkpoint.h"
@@ -122,6 +123,72 @@ TEST_CASE("who augments changes nothing about a training on the CPU", "[train]")
   config.out = folder / "auto";
   train_quietly(config);
   CHECK(same(weights_of(folder / "auto"), expected));
+}
+
+TEST_CASE("heads see the same samples, or each its own when they are drawn independently",
+          "[train]") {
+  const TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "same");
+  config.augmentations = {{}, {}};
+  config.method.heads = 2;
+  config.method.batch_norm = NormMode::kPerHead;
+  train_quietly(config);
+  TrainConfig single = config;
+  single.out = folder / "single";
+  single.augmentations = {{}};
+  single.method.heads = 1;
+  train_quietly(single);
+  // Without augmentation heads that see the same samples are one network.
+  const TensorMap expected = weights_of(single.out);
+  CHECK(same(weights_of(config.out), expected));
+  config.data.draw = DrawMode::kIndependent;
+  config.out = folder / "independent";
+  train_quietly(config);
+  CHECK_FALSE(same(weights_of(config.out), expected));
+}
+
+TEST_CASE("every head learns the labels of the samples that it sees", "[train]") {
+  const TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  config.model.options["norm"] = "none";
+  config.data.draw = DrawMode::kIndependent;
+  config.epochs = 1;
+  config.optimizer.lr = 1e-12;  // weights stay: the loss of the epoch by the definition
+  config.schedule.min_lr = 0;
+  NoProgress progress;
+  const double loss = train(config, {}, progress).train_loss;
+  const TrainData data = load_train_data(config.data, config.seed);
+  LoaderOptions options;
+  options.batch_size = config.batch_size;
+  options.seed = config.seed;
+  options.pipelines = config.augmentations;
+  options.same_samples = false;
+  Loader loader(data.train, options);
+  LoadOptions load;
+  load.seed = static_cast<std::uint64_t>(config.seed);
+  ScriptModel model = ScriptModel::load(config.model, load);
+  double sum = 0;
+  for (std::int64_t b = 0; b < loader.batches_per_epoch(); ++b) {
+    const Batch batch = loader.next();
+    for (std::size_t v = 0; v < 3; ++v) {
+      const at::Tensor scores = at::log_softmax(model.forward(batch.views[v]), 1).detach();
+      sum -= scores.gather(1, batch.labels[v].unsqueeze(1)).mean().item<double>();
+    }
+  }
+  CHECK(loss == Approx(sum / static_cast<double>(3 * loader.batches_per_epoch())).epsilon(1e-5));
+}
+
+TEST_CASE("a run goes on with the way of drawing that it began with", "[train]") {
+  const TemporaryFolder folder;
+  TrainConfig config = small_config(folder / "run");
+  // As versions wrote it that knew one way.
+  CHECK_FALSE(lasting_config(config)["data"].contains("draw"));
+  train_quietly(config);
+  config.data.draw = DrawMode::kIndependent;
+  NoProgress progress;
+  expect_error(ErrorKind::kConfig, {"data.draw"}, [&] {
+    train(config, {at::kCPU, true}, progress);
+  });
 }
 
 TEST_CASE("augmentations that do not fit the data are refused before anything is removed",

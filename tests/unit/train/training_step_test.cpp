@@ -41,7 +41,7 @@ class FewSteps {
     at::manual_seed(seed);
     Batch batch;
     batch.views = {at::randn({8, 1, 8, 8})};
-    batch.labels = at::randint(kClasses, {8}, at::kLong);
+    batch.labels = {at::randint(kClasses, {8}, at::kLong)};
     batch.mixing.resize(1);
     return step_->run(batch, 0, 0.05, [] { return std::string("here"); });
   }
