@@ -45,10 +45,10 @@ TEST_CASE("training two networks on a split of the classes") {
     CHECK(summary == json::parse(read_bytes(out / "results.json")));
     CHECK(summary["epochs"] == 2);
     CHECK(files_under(out) ==
-          std::vector<std::string>{"checkpoint-000001-00000000.safetensors",
-                                   "checkpoint-000002-00000000.safetensors", "config.json",
-                                   "events.out.tfevents.0.weightsmith", "log.txt", "metrics.jsonl",
-                                   "model.pt", "model.safetensors", "results.json", "run.json"});
+          std::vector<std::string>{
+              "checkpoint-000001-00000000.safetensors", "checkpoint-000002-00000000.safetensors",
+              "config.json", "curves.svg", "events.out.tfevents.0.weightsmith", "log.txt",
+              "metrics.jsonl", "model.pt", "model.safetensors", "results.json", "run.json"});
 
     // The archive is the network that the summary speaks of, and the safetensors file is its state.
     ScriptModel model = load_archive(out / "model.pt");
@@ -77,11 +77,27 @@ TEST_CASE("training two networks on a split of the classes") {
     CHECK(run["phases_s"]["train"].get<double>() > 0);
     CHECK(run["wall_s"].get<double>() >= run["phases_s"]["train"].get<double>());
     CHECK(run["peak_memory_bytes"].get<double>() > 1e7);
+    CHECK(run["images_per_s"].get<double>() > 0);
+    CHECK(run["outputs"] == json{"curves.svg", "metrics.jsonl", "model.pt", "model.safetensors"});
     CHECK(run["threads"] == 1);
     CHECK(run["seed"] == 0);
     for (const char* key :
          {"version", "git_revision", "libtorch_version", "device", "host", "started"})
       CHECK_FALSE(run[key].get<std::string>().empty());
+  }
+}
+
+TEST_CASE("a run ends with a table on standard error") {
+  const TemporaryFolder folder;
+  json config = small_training();
+  config["epochs"] = 1;
+  const std::string file = write_config(folder / "train.json", config);
+  const auto out = folder / "out";
+  const ProgramResult result = lookaround_train({"--config", file, "--out", out.string()});
+  summary_of(result);
+  for (const std::string& text : {result.err, read_bytes(out / "log.txt")}) {
+    CHECK_THAT(text, Catch::Contains("| scored on | accuracy, % |"));
+    CHECK_THAT(text, Catch::Contains("1 epochs, 21 steps in ") && Catch::Contains(" images/s; "));
   }
 }
 

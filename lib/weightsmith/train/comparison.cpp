@@ -5,14 +5,17 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <sstream>
 #include <utility>
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
+#include "weightsmith/core/json_text.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/eval/paired_test.h"
 #include "weightsmith/report/table.h"
 #include "weightsmith/train/checkpoint.h"
+#include "weightsmith/train/curves.h"
 #include "weightsmith/train/freeze.h"
 #include "weightsmith/train/unused_keys.h"
 
@@ -113,6 +116,17 @@ std::pair<nlohmann::json, bool> run_result(const TrainConfig& run, const TrainOp
   write_result(run, result);
   remove_checkpoints(run.out);
   return {std::move(result), false};
+}
+
+/// The rows of a run's metrics.jsonl.
+std::vector<nlohmann::json> rows_of(const TrainConfig& run) {
+  const fs::path path = run.out / "metrics.jsonl";
+  std::istringstream lines(read_text(path));
+  std::vector<nlohmann::json> rows;
+  for (std::string line; std::getline(lines, line);)
+    rows.push_back(parse_json(line, ErrorKind::kInput, path.string(),
+                              "remove the run's folder to make it again"));
+  return rows;
 }
 
 /// The networks of all seeds together.
@@ -273,6 +287,7 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
   if (!options.resume && !options.overwrite) refuse_finished_runs(config);
   for (const std::string& warning : unused_key_warnings(config)) progress.warn(warning);
   const std::string scored_on = config.data.test ? "test" : "validation";
+  const std::string by_epoch = config.data.validation > 0 ? "validation" : "test";
   bool announced = false;
   const auto announce = [&](const RunInputs& inputs) {
     announced = true;
@@ -281,17 +296,21 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
 
   Table csv({"method", "seed", "accuracy", "loss", "train_loss", "steps", "reused"});
   std::vector<Scores> all;
+  std::vector<MethodCurves> curves;
   std::optional<std::int64_t> steps;
   std::int64_t reused = 0;
   for (std::size_t m = 0; m < config.compare.size(); ++m) {
     Scores& scores = all.emplace_back();
     scores.name = config.compare[m].name;
+    curves.push_back({scores.name, {}});
     for (const std::int64_t seed : config.seeds) {
       const TrainConfig run = run_config(config, m, seed);
       const auto [result, is_reused] = run_result(run, options, announce, progress);
       if (is_reused) ++reused;
-      for (const char* file : {"model.pt", "model.safetensors", "metrics.jsonl", kResults})
-        wrote(run.out / file);
+      for (const char* file :
+           {"model.pt", "model.safetensors", "metrics.jsonl", "curves.svg", kResults})
+        if (fs::exists(run.out / file)) wrote(run.out / file);
+      curves.back().runs.push_back(rows_of(run));
       const auto& score = result.at(scored_on);
       scores.accuracy.push_back(score.at("accuracy"));
       scores.loss.push_back(score.at("loss"));
@@ -321,6 +340,7 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
     comparison["methods"].push_back(method_json(scores, all.front()));
   for (const auto& [file, text] : {std::pair{"comparison.json", comparison.dump(2) + "\n"},
                                    {"comparison.csv", csv.csv()},
+                                   {"comparison.svg", comparison_curves_svg(curves, by_epoch)},
                                    {"comparison.md", markdown(comparison, config)}}) {
     write_text_atomically(config.out / file, text);
     wrote(config.out / file);

@@ -22,9 +22,10 @@ namespace weightsmith {
 /// `options.resume` runs with the same configuration that are finished are taken as they are, and
 /// the one that was stopped goes on from its checkpoint.
 ///
-/// Writes to `config.out` comparison.json, comparison.csv (one line a run) and comparison.md, and
-/// returns the JSON (docs/tools/lookaround-train.md); `wrote` is told of every file. Throws as
-/// train() does; methods, network and data are tried (training_plan) before the first run begins.
+/// Writes to `config.out` comparison.json, comparison.csv (one line a run), comparison.md and
+/// comparison.svg (train/curves.h), and returns the JSON (docs/tools/lookaround-train.md); `wrote`
+/// is told of every file. Throws as train() does; methods, network and data are tried
+/// (training_plan) before the first run begins.
 nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& options,
                                Progress& progress,
                                const std::function<void(const std::filesystem::path&)>& wrote);

@@ -27,6 +27,7 @@
 #include "weightsmith/report/event_file.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/checkpoint.h"
+#include "weightsmith/train/curves.h"
 #include "weightsmith/train/distillation.h"
 #include "weightsmith/train/freeze.h"
 #include "weightsmith/train/loss_scale.h"
@@ -301,40 +302,59 @@ class Run {
     return std::make_unique<Loader>(data_.train, options, start);
   }
 
+  /// Images that heads are shown up to where the run stands.
+  std::int64_t images_shown() const {
+    const std::int64_t samples = data_.train.size();
+    const auto of = [&](std::int64_t batches) {
+      return std::min(batches * config_.batch_size, samples) * config_.views();
+    };
+    return state_.position.epoch * of(batches_) + of(state_.position.batch);
+  }
+
+  std::int64_t images_of_run() const {
+    return config_.epochs * config_.views() *
+           std::min(batches_ * config_.batch_size, data_.train.size());
+  }
+
   void train_epochs(Loader& loader) {
+    images_before_ = images_shown();
+    Phase phase(progress_, "train", images_of_run() - images_before_, "images");
+    const auto began = Clock::now();
     while (state_.position.epoch < config_.epochs) {
       epoch_start_ = Clock::now() - std::chrono::duration_cast<Clock::duration>(
                                         std::chrono::duration<double>(state_.elapsed_s));
-      train_epoch(loader);
+      train_epoch(loader, phase);
       score_epoch();
       const bool is_last = state_.position.epoch == config_.epochs;
       if (is_last || state_.position.epoch % config_.checkpoint.every_epochs == 0)
         save_checkpoint();
     }
+    const std::chrono::duration<double> elapsed = Clock::now() - began;
+    result_.images_per_s =
+        static_cast<double>(images_shown() - images_before_) / std::max(elapsed.count(), 1e-9);
   }
 
   double rate(std::int64_t batch) const {
     return learning_rate(config_, batches_, state_.position.epoch, batch);
   }
 
-  void train_epoch(Loader& loader) {
+  void train_epoch(Loader& loader, Phase& phase) {
     validate_if_wanted();
     while (state_.position.batch < batches_) {
-      train_batches(loader);
+      train_batches(loader, phase);
       validate_if_wanted();
     }
   }
 
   /// Until the end of the epoch or until a validation is wanted.
-  void train_batches(Loader& loader) {
-    Phase phase(progress_, "train", batches_, "batches");
+  void train_batches(Loader& loader, Phase& phase) {
     model_.train(true);
     do {
       const Batch batch = loader.next();
       const double lr = rate(state_.position.batch);
       for (std::size_t view = 0; view < batch.views.size(); ++view) step(batch, view, lr);
       ++state_.position.batch;
-      phase.update(state_.position.batch,
+      phase.update(images_shown() - images_before_,
                    fmt::format("epoch {}/{}, loss {:.4f}", state_.position.epoch + 1,
                                config_.epochs, mean_loss()));
       if (stop_requested() != 0) stop();
@@ -479,14 +499,19 @@ class Run {
 
   void finish() {
     write_metrics();
+    result_.curves = config_.out / "curves.svg";
+    write_text_atomically(result_.curves,
+                          training_curves_svg(state_.history.get<std::vector<nlohmann::json>>()));
     show_result();
     if (data_.validation) result_.validation = score(*data_.validation);
     if (data_.test) result_.test = score(*data_.test);
     result_.epochs = state_.position.epoch;
     result_.steps = method_->steps();
     result_.train_loss = state_.history.back().at("train_loss").get<double>();
+    for (const auto& row : state_.history) result_.seconds += row.at("seconds").get<double>();
     result_.model = config_.out / "model.pt";
     result_.weights = config_.out / "model.safetensors";
+    result_.metrics = config_.out / "metrics.jsonl";
 
     method_.reset();
     arena_.reset();  // the archive would hold every head otherwise: parameters are views of them
@@ -524,22 +549,10 @@ class Run {
   TrainResult result_;
   RunInputs inputs_;
   Clock::time_point epoch_start_;
+  std::int64_t images_before_ = 0;  // shown when this process began to train
 };
 
 }  // namespace
-
-nlohmann::json train_result_json(const TrainResult& r, const TrainConfig& config) {
-  nlohmann::json json = {{"epochs", r.epochs},         {"steps", r.steps},
-                         {"parameters", r.parameters}, {"train_loss", r.train_loss},
-                         {"model", r.model.string()},  {"weights", r.weights.string()}};
-  if (r.validation) json["validation"] = evaluation_json(*r.validation);
-  if (r.test) json["test"] = evaluation_json(*r.test);
-  if (r.flatness) json["flatness"] = flatness_json(*r.flatness, *config.flatness);
-  if (r.skipped > 0) json["skipped_images"] = r.skipped;
-  if (r.resumed_from)
-    json["resumed_from"] = {{"epoch", r.resumed_from->epoch}, {"batch", r.resumed_from->batch}};
-  return json;
-}
 
 TrainResult train(const TrainConfig& config, const TrainOptions& options, Progress& progress) {
   config.validate();

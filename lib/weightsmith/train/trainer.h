@@ -2,18 +2,13 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
-#include <filesystem>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
-#include <optional>
-#include <vector>
 
 #include "weightsmith/core/run_record.h"
-#include "weightsmith/data/loader.h"
-#include "weightsmith/eval/evaluation.h"
 #include "weightsmith/train/train_config.h"
 #include "weightsmith/train/train_data.h"
+#include "weightsmith/train/train_result.h"
 
 namespace weightsmith {
 
@@ -29,23 +24,6 @@ struct TrainOptions {
   std::function<void(const RunInputs& inputs)> on_start = {};
 };
 
-struct TrainResult {
-  std::int64_t epochs = 0;
-  std::int64_t steps = 0;       ///< base steps, of all heads together
-  std::int64_t parameters = 0;  ///< trained values of one head
-  double train_loss = 0;        ///< mean of the last epoch
-  std::int64_t skipped = 0;     ///< images that could not be read (`on_error` skip)
-  std::optional<Evaluation> validation;
-  std::optional<Evaluation> test;
-  std::optional<Flatness> flatness;
-  std::optional<LoaderPosition> resumed_from;
-  std::filesystem::path model;    ///< model.pt
-  std::filesystem::path weights;  ///< model.safetensors
-};
-
-/// `flatness` as `config` asks for it.
-nlohmann::json train_result_json(const TrainResult& result, const TrainConfig& config);
-
 /// What train() would do: loads network and data, checks that they fit (one sample through the
 /// network and the loss), and counts; writes nothing. What train() would warn of stands under
 /// `warnings`. Throws as train() does.
@@ -56,6 +34,7 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 ///   epoch, whatever its score: nothing is selected on the test set;
 /// - metrics.jsonl: one object a finished epoch (`epoch`, `steps`, `lr`, `train_loss`, `seconds`,
 ///   and `validation` or `test` scored with the result so far);
+/// - curves.svg: a picture of these rows, at the end (train/curves.h);
 /// - events.out.tfevents.0.weightsmith: the same for TensorBoard (report/event_file.h), by `steps`;
 /// - checkpoint-*.safetensors (train/checkpoint.h).
 ///
@@ -73,6 +52,9 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 /// naming epoch, batch and head when the loss is not finite or memory runs out, or the steps when
 /// the weights that a checkpoint would hold are not finite (earlier checkpoints stay),
 /// Error{kOutput} when something cannot be written.
+///
+/// Progress: the phase `train` lasts from the first batch to the last score and counts the images
+/// shown to heads (samples times pipelines) since this call, of those that the run has left.
 ///
 /// Warns of images that were left out, of batch norms that training will not move (a network traced
 /// in eval mode), and of damaged checkpoints that are passed over for an older one.

@@ -226,6 +226,8 @@ TEST_CASE("a comparison stopped and resumed comes to the same figures", "[train]
   pieces.erase("reused");
   whole.erase("reused");
   CHECK(pieces == whole);
+  CHECK(read_text(folder / "stopped" / "comparison.svg") ==
+        read_text(folder / "whole" / "comparison.svg"));
   // One whose configuration has changed is not taken for the other.
   config.compare[1].overrides["k"] = 3;
   std::filesystem::remove_all(config.out / "lookaround");
