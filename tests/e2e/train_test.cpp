@@ -212,8 +212,10 @@ TEST_CASE("a finished run is refused, reused or replaced") {
 
   check_failure(train({}), "lookaround-train", 2, {out, "finished run", "--resume", "--overwrite"});
   CHECK(summary_of(train({"--resume"})) == first);
-  check_failure(train({"--resume", "--set", "optimizer.lr=0.2"}), "lookaround-train", 2,
-                {out, "optimizer.lr", "--overwrite"});
+  check_failure(train({"--resume", "--set", "optimizer.lr=0.2", "--set", "epochs=3", "--set",
+                       "augmentations=[[],[],[]]"}),
+                "lookaround-train", 2,
+                {out, "differs in augmentations, epochs, optimizer.lr", "--overwrite"});
   // A version that did not know this key left it at what is the default now.
   json config = json::parse(read_bytes(folder / "out" / "config.json"));
   REQUIRE(config.erase("augment_on") == 1);

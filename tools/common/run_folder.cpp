@@ -50,11 +50,11 @@ std::optional<json> finished_run(const fs::path& out, const RunFolderFlags& flag
     json before = read_own_json(out / "config.json");
     for (const auto& [name, value] : defaults.items())
       if (config.contains(name) && !before.contains(name)) before[name] = value;
-    const std::string key = first_difference(before, config);
-    if (!key.empty()) {
+    if (const auto keys = differing_keys(before, config); !keys.empty()) {
       if (flags.extends && flags.extends(before, config)) return std::nullopt;
       throw Error(ErrorKind::kConfig, out.string(),
-                  fmt::format("holds a finished run of another configuration: \"{}\" differs", key),
+                  fmt::format("holds a finished run of another configuration, which differs in {}",
+                              fmt::join(keys, ", ")),
                   "choose another --out, or --overwrite");
     }
     json summary = read_own_json(results);

@@ -7,6 +7,7 @@
 #include <iostream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "weightsmith/config/embedded_schemas.h"
 #include "weightsmith/config/nearest.h"
@@ -70,6 +71,19 @@ void collect_defaults(const json& schema, const json& root, json& out) {
     collect_defaults(rule, root, nested);
     if (!nested.empty()) out[key] = std::move(nested);
   }
+}
+
+void add_differing_keys(const json& a, const json& b, const std::string& key,
+                        std::set<std::string>& keys) {
+  if (a == b) return;
+  if (!a.is_object() || !b.is_object()) {
+    keys.insert(key);
+    return;
+  }
+  for (const json* side : {&a, &b})
+    for (const auto& [name, value] : side->items())
+      add_differing_keys(a.value(name, json()), b.value(name, json()),
+                         key.empty() ? name : key + "." + name, keys);
 }
 
 }  // namespace
@@ -194,13 +208,10 @@ json schema_defaults(const json& schema) {
   return defaults;
 }
 
-std::string first_difference(const json& a, const json& b) {
-  for (const json& change : json::diff(a, b)) {
-    std::string path = change.at("path").get<std::string>();
-    std::replace(path.begin(), path.end(), '/', '.');
-    return path.empty() ? "the whole configuration" : path.substr(1);
-  }
-  return "";
+std::vector<std::string> differing_keys(const json& a, const json& b) {
+  std::set<std::string> keys;
+  add_differing_keys(a, b, "", keys);
+  return {keys.begin(), keys.end()};
 }
 
 }  // namespace weightsmith

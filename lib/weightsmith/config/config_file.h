@@ -37,7 +37,8 @@ nlohmann::json tool_schema(const std::string& tool);
 /// The default values a schema states, as the configuration that spells them out.
 nlohmann::json schema_defaults(const nlohmann::json& schema);
 
-/// The key path of the first value in which two configurations differ; "" when they are equal.
-std::string first_difference(const nlohmann::json& a, const nlohmann::json& b);
+/// The key paths ("optimizer.lr") of all values in which two configurations differ, sorted. A list
+/// is one value; a key that one of them lacks is null there.
+std::vector<std::string> differing_keys(const nlohmann::json& a, const nlohmann::json& b);
 
 }  // namespace weightsmith

@@ -3,9 +3,9 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
-#include <set>
 #include <vector>
 
+#include "weightsmith/config/config_file.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/json_text.h"
 #include "weightsmith/tensor/safetensors.h"
@@ -20,20 +20,6 @@ constexpr const char* kMetadataKey = "weightsmith";
 constexpr int kVersion = 2;
 const std::string kOptimizerPrefix = "optimizer.";
 const std::string kBufferPrefix = "buffer.";
-
-/// Keys (a.b.c) whose values differ.
-void list_differences(const nlohmann::json& a, const nlohmann::json& b, const std::string& key,
-                      std::set<std::string>& differing) {
-  if (a == b) return;
-  if (!a.is_object() || !b.is_object()) {
-    differing.insert(key);
-    return;
-  }
-  for (const auto* side : {&a, &b})
-    for (const auto& [name, value] : side->items())
-      list_differences(a.value(name, nlohmann::json()), b.value(name, nlohmann::json()),
-                       key.empty() ? name : key + "." + name, differing);
-}
 
 }  // namespace
 
@@ -118,11 +104,10 @@ void remove_checkpoints(const fs::path& folder) {
 void check_same_data(const nlohmann::json& saved, const nlohmann::json& present,
                      const fs::path& checkpoint) {
   if (saved.is_null()) return;
-  std::set<std::string> differing;
-  list_differences(saved, present, "data", differing);
+  const auto differing = differing_keys({{"data", saved}}, {{"data", present}});
   if (differing.empty()) return;
   throw Error(
-      ErrorKind::kInput, *differing.begin(),
+      ErrorKind::kInput, differing.front(),
       fmt::format("is not what the run to be resumed read ({}): other samples or labels, or "
                   "images of other names or sizes: {}",
                   checkpoint.string(), fmt::join(differing, ", ")),
@@ -131,10 +116,9 @@ void check_same_data(const nlohmann::json& saved, const nlohmann::json& present,
 
 void check_same_config(const nlohmann::json& saved, const nlohmann::json& present,
                        const fs::path& checkpoint) {
-  std::set<std::string> differing;
-  list_differences(saved, present, "", differing);
+  const auto differing = differing_keys(saved, present);
   if (differing.empty()) return;
-  throw Error(ErrorKind::kConfig, *differing.begin(),
+  throw Error(ErrorKind::kConfig, differing.front(),
               fmt::format("differs from the run to be resumed ({}): {}", checkpoint.string(),
                           fmt::join(differing, ", ")),
               "resume with the same configuration, or start anew with --overwrite");

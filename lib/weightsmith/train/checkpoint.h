@@ -47,7 +47,7 @@ void remove_checkpoints(const std::filesystem::path& folder);
 void check_same_data(const nlohmann::json& saved, const nlohmann::json& present,
                      const std::filesystem::path& checkpoint);
 
-/// Throws Error{kConfig} naming the first keys in which two configurations differ.
+/// Throws Error{kConfig} naming the keys in which two configurations differ.
 void check_same_config(const nlohmann::json& saved, const nlohmann::json& present,
                        const std::filesystem::path& checkpoint);
 

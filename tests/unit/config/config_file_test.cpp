@@ -110,9 +110,12 @@ TEST_CASE("defaults are read off the schema", "[config]") {
   CHECK(schema_defaults(kSchema) == json{{"balance", 0.5}, {"mode", "on"}, {"nested", {{"k", 5}}}});
 }
 
-TEST_CASE("the first difference between configurations is named", "[config]") {
-  CHECK(first_difference({{"a", {{"b", 1}}}}, {{"a", {{"b", 2}}}}) == "a.b");
-  CHECK(first_difference({{"a", 1}}, {{"a", 1}}).empty());
+TEST_CASE("all keys are named in which configurations differ", "[config]") {
+  using Keys = std::vector<std::string>;
+  CHECK(differing_keys({{"a", {{"b", 1}, {"c", {1, 2}}}}, {"d", 3}},
+                       {{"a", {{"b", 2}, {"c", {1, 3}}}}, {"d", 3}}) == Keys{"a.b", "a.c"});
+  CHECK(differing_keys({{"a", {{"b", 1}}}}, {{"a", 1}, {"e", true}}) == Keys{"a", "e"});
+  CHECK(differing_keys({{"a", 1}, {"b", nullptr}}, {{"a", 1}}).empty());
 }
 
 }  // namespace
