@@ -2,7 +2,9 @@
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <csignal>
+#include <sstream>
 
+#include "support/event_reader.h"
 #include "support/files.h"
 #include "support/temporary_folder.h"
 #include "tools.h"
@@ -160,13 +162,26 @@ TEST_CASE("a run killed at any moment ends with the same bits") {
   summary_of(lookaround_train(arguments));
   CHECK(read_bytes(out / "model.pt") == undisturbed().archive);
   CHECK(read_bytes(out / "model.safetensors") == undisturbed().weights);
-  // One event an epoch, although some epochs were run more than once.
-  const std::string events = read_bytes(out / "events.out.tfevents.0.weightsmith");
-  int epochs = 0;
-  for (auto at = events.find("train/loss"); at != std::string::npos;
-       at = events.find("train/loss", at + 1))
-    ++epochs;
-  CHECK(epochs == kEpochs);
+  // One event an epoch, although some epochs were run more than once: that of its row.
+  const auto events = read_events(out / "events.out.tfevents.0.weightsmith");
+  REQUIRE(events.size() == 1 + kEpochs);
+  CHECK(events[0].version == "brain.Event:2");
+  std::istringstream rows(read_bytes(out / "metrics.jsonl"));
+  for (int e = 1; e <= kEpochs; ++e) {
+    INFO("epoch " << e);
+    std::string line;
+    REQUIRE(std::getline(rows, line));
+    const json row = json::parse(line);
+    CHECK(events[e].step == row["steps"].get<std::uint64_t>());
+    CHECK(events[e].wall_time >= events[e - 1].wall_time);
+    const auto& values = events[e].values;
+    CHECK(values.at("epoch") == static_cast<float>(e));
+    CHECK(values.at("lr") == row["lr"].get<float>());
+    CHECK(values.at("train/loss") == row["train_loss"].get<float>());
+    for (const char* score : {"accuracy", "loss", "ece"})
+      CHECK(values.at(std::string("test/") + score) == row["test"][score].get<float>());
+    CHECK(values.size() == 6);
+  }
 }
 
 TEST_CASE("a signal in mid-epoch or in the middle of an evaluation ends the run within seconds") {
