@@ -136,6 +136,37 @@ TEST_CASE("a full disk") {
   if (!tried) WARN("this process may not mount: a full disk is not tried");
 }
 
+TEST_CASE("a checkpoint that may not grow as large as it must keeps those before") {
+  const TemporaryFolder folder;
+  json config = small_training();
+  config["epochs"] = 4;
+  config["checkpoint"] = {{"keep", 4}};
+  const std::string file = write_config(folder / "train.json", config);
+  const auto checkpoint = [](int epoch) {
+    return "checkpoint-00000" + std::to_string(epoch) + "-00000000.safetensors";
+  };
+  const fs::path whole = folder / "whole";
+  summary_of(train_into(file, whole));
+  // A checkpoint holds the scores of the epochs before it: each is larger than the last.
+  const auto second = fs::file_size(whole / checkpoint(2));
+  const auto third = fs::file_size(whole / checkpoint(3));
+  REQUIRE(third > second + 100);
+  ProgramOptions options;
+  options.file_size_limit = (second + third) / 2;
+  const fs::path out = folder / "out";
+  check_failure(train_into(file, out, options), "lookaround-train", 4,
+                {checkpoint(3), "cannot write"});
+  check_nothing_half_written(out);
+  CHECK(fs::exists(out / checkpoint(1)));
+  CHECK(fs::exists(out / checkpoint(2)));
+  CHECK_FALSE(fs::exists(out / checkpoint(3)));
+
+  const json resumed = summary_of(
+      lookaround_train({"--config", file, "--out", out.string(), "--quiet", "--resume"}));
+  CHECK(resumed["resumed_from"]["epoch"] == 2);
+  CHECK(read_bytes(out / "model.safetensors") == read_bytes(whole / "model.safetensors"));
+}
+
 TEST_CASE("a disk that fills up while a checkpoint is written keeps the one before") {
   const TemporaryFolder folder;
   json config = small_training();

@@ -14,6 +14,7 @@
 #include "weightsmith/eval/objective.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/tensor/safetensors.h"
+#include "weightsmith/train/checkpoint.h"
 
 using namespace weightsmith;
 using namespace weightsmith::testing;
@@ -272,6 +273,33 @@ TEST_CASE("a loss that is not finite ends training with 5") {
                                   "optimizer.lr=1e30", "--set", "schedule.warmup_epochs=0"}),
                 "lookaround-train", 5, {"the loss is", "epoch 1, batch ", "head ", "optimizer.lr"});
   check_nothing_half_written(out);
+}
+
+TEST_CASE("a loss that is lost after a checkpoint leaves that checkpoint") {
+  const TemporaryFolder folder;
+  json config = small_training();
+  // The rate of the averaged epochs ends the second one: its first batch still has a loss.
+  config["method"] = {{"type", "swa"}, {"start_epoch", 1}, {"lr", 1e30}, {"anneal_epochs", 0}};
+  config["augmentations"] = json::array();
+  const std::string file = write_config(folder / "train.json", config);
+  const auto out = folder / "out";
+  const auto checkpoint = out / "checkpoint-000001-00000000.safetensors";
+  std::string kept;
+  for (const char* more : {"--overwrite", "--resume"}) {  // what is resumed is lost again, there
+    INFO(more);
+    check_failure(lookaround_train({"--config", file, "--out", out.string(), "--quiet", more}),
+                  "lookaround-train", 5,
+                  {"the loss is", "epoch 2, batch 2, head 0", "checkpoints were kept"});
+    check_nothing_half_written(out);
+    REQUIRE(checkpoints_in(out) == std::vector{checkpoint});
+    if (kept.empty()) kept = read_bytes(checkpoint);
+    CHECK(read_bytes(checkpoint) == kept);
+    const Checkpoint good = read_checkpoint(checkpoint);
+    CHECK(good.steps == 7);
+    for (const auto& [name, tensor] : good.optimizer)
+      CHECK(at::isfinite(tensor).all().item<bool>());
+    CHECK_FALSE(std::filesystem::exists(out / "model.pt"));
+  }
 }
 
 TEST_CASE("methods are compared, and a comparison is reused") {
