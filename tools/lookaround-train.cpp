@@ -64,6 +64,7 @@ nlohmann::json train_network(const TrainConfig& config, Run& run) {
   const TrainResult result = train(config, options, run.progress());
   for (const auto& path : {result.model, result.weights, result.metrics, result.curves})
     run.wrote(path);
+  if (result.best) run.wrote(result.best->model);
   run.record().set("images_per_s", result.images_per_s);
   run.show(train_result_table(result));
   return train_result_json(result, config);

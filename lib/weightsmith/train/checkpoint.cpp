@@ -20,6 +20,7 @@ constexpr const char* kMetadataKey = "weightsmith";
 constexpr int kVersion = 2;
 const std::string kOptimizerPrefix = "optimizer.";
 const std::string kBufferPrefix = "buffer.";
+const std::string kBestPrefix = "best.";
 
 }  // namespace
 
@@ -27,11 +28,12 @@ fs::path write_checkpoint(const fs::path& folder, const Checkpoint& c, std::int6
   TensorMap tensors;
   for (const auto& [name, tensor] : c.optimizer) tensors.emplace(kOptimizerPrefix + name, tensor);
   for (const auto& [name, tensor] : c.buffers) tensors.emplace(kBufferPrefix + name, tensor);
+  for (const auto& [name, tensor] : c.best_weights) tensors.emplace(kBestPrefix + name, tensor);
   const nlohmann::json state = {
-      {"version", kVersion},      {"epoch", c.position.epoch}, {"batch", c.position.batch},
-      {"steps", c.steps},         {"loss_sum", c.loss_sum},    {"loss_count", c.loss_count},
-      {"elapsed_s", c.elapsed_s}, {"history", c.history},      {"config", c.config},
-      {"data", c.data},           {"loss_scale", c.loss_scale}};
+      {"version", kVersion},      {"epoch", c.position.epoch},  {"batch", c.position.batch},
+      {"steps", c.steps},         {"loss_sum", c.loss_sum},     {"loss_count", c.loss_count},
+      {"elapsed_s", c.elapsed_s}, {"history", c.history},       {"config", c.config},
+      {"data", c.data},           {"loss_scale", c.loss_scale}, {"best", c.best}};
   const fs::path path =
       folder / fmt::format("{}{:06}-{:08}{}", kPrefix, c.position.epoch, c.position.batch, kSuffix);
   write_safetensors(path, tensors, {{kMetadataKey, state.dump()}});
@@ -78,6 +80,7 @@ Checkpoint read_checkpoint(const fs::path& path) {
     c.config = state.at("config");
     c.data = state.value("data", nlohmann::json());
     c.loss_scale = state.value("loss_scale", nlohmann::json());
+    c.best = state.value("best", nlohmann::json());
   } catch (const nlohmann::json::exception& e) {
     throw Error(ErrorKind::kInput, path.string(), fmt::format("damaged checkpoint: {}", e.what()),
                 remedy);
@@ -87,6 +90,8 @@ Checkpoint read_checkpoint(const fs::path& path) {
       c.optimizer.emplace(name.substr(kOptimizerPrefix.size()), tensor);
     else if (name.starts_with(kBufferPrefix))
       c.buffers.emplace(name.substr(kBufferPrefix.size()), tensor);
+    else if (name.starts_with(kBestPrefix))
+      c.best_weights.emplace(name.substr(kBestPrefix.size()), tensor);
   }
   return c;
 }

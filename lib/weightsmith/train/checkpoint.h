@@ -24,8 +24,12 @@ struct Checkpoint {
   nlohmann::json config;           ///< what the run was made with (checkpoint_config)
   nlohmann::json data = {};        ///< data_keys() of what it learns from; null in older ones
   nlohmann::json loss_scale = {};  ///< LossScale::state(); null without one
-  TensorMap optimizer;             ///< TrainingMethod::state()
-  TensorMap buffers;               ///< NormStatistics::state()
+  /// The best epoch so far on the validation share: `epoch` (from 1) and `validation`
+  /// (evaluation_json); null without one, and in older checkpoints.
+  nlohmann::json best = {};
+  TensorMap best_weights;  ///< the network of that epoch, ScriptModel::state_dict()
+  TensorMap optimizer;     ///< TrainingMethod::state()
+  TensorMap buffers;       ///< NormStatistics::state()
 };
 
 /// Writes a checkpoint (atomic), then removes others but the `keep - 1` before it. One that is

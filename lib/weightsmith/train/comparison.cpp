@@ -310,6 +310,7 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
       for (const char* file :
            {"model.pt", "model.safetensors", "metrics.jsonl", "curves.svg", kResults})
         if (fs::exists(run.out / file)) wrote(run.out / file);
+      if (result.contains("best")) wrote(run.out / "model-best.pt");
       curves.back().runs.push_back(rows_of(run));
       const auto& score = result.at(scored_on);
       scores.accuracy.push_back(score.at("accuracy"));

@@ -45,6 +45,12 @@ nlohmann::json train_result_json(const TrainResult& r, const TrainConfig& config
                          {"model", r.model.string()},  {"weights", r.weights.string()}};
   if (r.validation) json["validation"] = evaluation_json(*r.validation);
   if (r.test) json["test"] = evaluation_json(*r.test);
+  if (r.best) {
+    json["best"] = {{"epoch", r.best->epoch},
+                    {"validation", evaluation_json(r.best->validation)},
+                    {"model", r.best->model.string()}};
+    if (r.best->test) json["best"]["test"] = evaluation_json(*r.best->test);
+  }
   if (r.flatness) json["flatness"] = flatness_json(*r.flatness, *config.flatness);
   if (r.skipped > 0) json["skipped_images"] = r.skipped;
   if (r.resumed_from)
@@ -56,6 +62,11 @@ std::string train_result_table(const TrainResult& r) {
   std::vector<std::pair<std::string, Evaluation>> scores;
   if (r.validation) scores.emplace_back("validation", *r.validation);
   if (r.test) scores.emplace_back("test", *r.test);
+  if (r.best) {
+    const std::string epoch = fmt::format(", epoch {} (the best)", r.best->epoch);
+    scores.emplace_back("validation" + epoch, r.best->validation);
+    if (r.best->test) scores.emplace_back("test" + epoch, *r.best->test);
+  }
   std::string text;
   if (!scores.empty()) {
     std::vector<std::string> header = score_titles(scores.front().second.errors.has_value());

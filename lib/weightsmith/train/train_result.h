@@ -12,6 +12,15 @@
 
 namespace weightsmith {
 
+/// The network of the epoch that scored best on the validation share: by accuracy, of a regression
+/// by loss, the first of equal ones.
+struct BestEpoch {
+  std::int64_t epoch = 0;  ///< from 1
+  Evaluation validation;
+  std::optional<Evaluation> test;
+  std::filesystem::path model;  ///< model-best.pt
+};
+
 /// What a training came to.
 struct TrainResult {
   std::int64_t epochs = 0;
@@ -21,6 +30,7 @@ struct TrainResult {
   std::int64_t skipped = 0;     ///< images that could not be read (`on_error` skip)
   std::optional<Evaluation> validation;
   std::optional<Evaluation> test;
+  std::optional<BestEpoch> best;  ///< with a validation share
   std::optional<Flatness> flatness;
   std::optional<LoaderPosition> resumed_from;
   std::filesystem::path model;    ///< model.pt

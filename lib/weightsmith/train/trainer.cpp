@@ -179,6 +179,8 @@ class Run {
     for (const auto& [name, tensor] : method_->state())
       bytes += static_cast<std::int64_t>(tensor.nbytes());
     for (const Dataset* set : data_.all()) bytes += set->memory_bytes();
+    if (data_.validation)  // the best epoch's
+      bytes += result_.parameters * static_cast<std::int64_t>(sizeof(float));
     if (!device_.is_cpu() && augments_on_device(config_, data_.train, device_))
       bytes += data_.train.memory_bytes();  // the CPU shares what is there
     return bytes;
@@ -399,7 +401,9 @@ class Run {
     try {
       const ShowResult shown(*this);
       if (data_.validation) {
-        row["validation"] = evaluation_json(score(*data_.validation));
+        const Evaluation evaluation = score(*data_.validation);
+        row["validation"] = evaluation_json(evaluation);
+        keep_if_best(evaluation);
       } else if (data_.test) {
         row["test"] = evaluation_json(score(*data_.test));
       }
@@ -415,6 +419,22 @@ class Run {
     state_.loss_count = 0;
     state_.elapsed_s = 0;
     write_metrics();
+  }
+
+  /// A copy of the network that is shown, if no epoch before was as good. Scoring is what may be
+  /// interrupted: then the same epoch is scored again, alike.
+  void keep_if_best(const Evaluation& evaluation) {
+    if (!std::isfinite(evaluation.loss)) return;
+    if (!state_.best.is_null()) {
+      const Evaluation best = evaluation_from_json(state_.best.at("validation"));
+      if (evaluation.errors ? evaluation.loss >= best.loss : evaluation.correct <= best.correct)
+        return;
+    }
+    state_.best = {{"epoch", state_.position.epoch + 1},
+                   {"validation", evaluation_json(evaluation)}};
+    state_.best_weights.clear();
+    for (const auto& [name, tensor] : model_.state_dict())
+      state_.best_weights.emplace(name, tensor.detach().clone());
   }
 
   void show_result() {
@@ -515,15 +535,35 @@ class Run {
 
     method_.reset();
     arena_.reset();  // the archive would hold every head otherwise: parameters are views of them
+    model_.metadata()["training"] = state_.config;
+    save(result_.model);
+    write_safetensors(result_.weights, model_.state_dict());
+    if (config_.flatness)
+      result_.flatness = trained_flatness(config_, model_, data_, objective_, device_, progress_);
+    if (!state_.best.is_null()) finish_best();
+  }
+
+  /// Whoever loads the network may train what was frozen here.
+  void save(const std::filesystem::path& path) {
     model_.train(false);
     for (const at::Tensor& parameter : frozen_) parameter.set_requires_grad(true);
-    model_.metadata()["training"] = state_.config;
-    model_.save(result_.model);
-    write_safetensors(result_.weights, model_.state_dict());
-    if (config_.flatness) {
-      for (const at::Tensor& parameter : frozen_) parameter.set_requires_grad(false);
-      result_.flatness = trained_flatness(config_, model_, data_, objective_, device_, progress_);
+    model_.save(path);
+    for (const at::Tensor& parameter : frozen_) parameter.set_requires_grad(false);
+  }
+
+  /// Shows the network of the best epoch from now on.
+  void finish_best() {
+    const at::NoGradGuard no_grad;
+    for (const auto& [name, tensor] : model_.state_dict()) {
+      at::Tensor target = tensor;
+      target.copy_(state_.best_weights.at(name));
     }
+    BestEpoch& best = result_.best.emplace();
+    best.epoch = state_.best.at("epoch").get<std::int64_t>();
+    best.validation = evaluation_from_json(state_.best.at("validation"));
+    if (data_.test) best.test = score(*data_.test);
+    best.model = config_.out / "model-best.pt";
+    save(best.model);
   }
 
   double mean_loss() const {

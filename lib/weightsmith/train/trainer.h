@@ -32,6 +32,8 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 /// Trains a network and writes to `config.out`:
 /// - model.pt, model.safetensors: the method's result (TrainingMethod::show_result) after the last
 ///   epoch, whatever its score: nothing is selected on the test set;
+/// - model-best.pt: with a validation share, the result after the epoch that scored best on it
+///   (BestEpoch);
 /// - metrics.jsonl: one object a finished epoch (`epoch`, `steps`, `lr`, `train_loss`, `seconds`,
 ///   and `validation` or `test` scored with the result so far);
 /// - curves.svg: a picture of these rows, at the end (train/curves.h);

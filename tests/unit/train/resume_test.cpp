@@ -99,6 +99,7 @@ TEST_CASE("a run of any method stopped anywhere and resumed ends with the same b
     train_quietly(config);
     const TensorMap expected = weights_of(config.out);
     const auto rows = metrics_of(config.out);
+    const TensorMap best = network_of(config.out / "model-best.pt");
     // 3 epochs of 3 batches, each with at least one evaluation, report 12 times and more: stop once
     // at every report (or every third), and at random ones until the end.
     Rng rng(4);
@@ -124,6 +125,7 @@ TEST_CASE("a run of any method stopped anywhere and resumed ends with the same b
       CHECK(stops >= (first < 12 ? 1 : 0));
       CHECK(same(weights_of(config.out), expected));
       CHECK(metrics_of(config.out) == rows);
+      CHECK(same(network_of(config.out / "model-best.pt"), best));
       std::filesystem::remove_all(config.out);
     }
   }

@@ -41,6 +41,14 @@ inline TensorMap weights_of(const std::filesystem::path& out) {
   return read_safetensors(out / "model.safetensors").tensors;
 }
 
+/// Of an archive. Its bytes depend on what else this process loaded: classes of one name are
+/// numbered.
+inline TensorMap network_of(const std::filesystem::path& archive) {
+  ModelRef ref;
+  ref.script = archive;
+  return ScriptModel::load(ref, {}).state_dict();
+}
+
 inline bool same(const TensorMap& a, const TensorMap& b) {
   if (a.size() != b.size()) return false;
   for (const auto& [name, tensor] : a)
