@@ -8,6 +8,7 @@
 #include "weightsmith/config/config_file.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/json_text.h"
+#include "weightsmith/core/progress.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -94,6 +95,23 @@ Checkpoint read_checkpoint(const fs::path& path) {
       c.best_weights.emplace(name.substr(kBestPrefix.size()), tensor);
   }
   return c;
+}
+
+std::optional<std::pair<fs::path, Checkpoint>> newest_sound_checkpoint(const fs::path& folder,
+                                                                       Progress& progress) {
+  std::optional<Error> first;
+  for (const fs::path& path : checkpoints_in(folder)) {
+    try {
+      auto saved = std::make_pair(path, read_checkpoint(path));
+      if (first)
+        progress.warn(fmt::format("{}; going on from {}", first->what(), path.filename().string()));
+      return saved;
+    } catch (const Error& e) {
+      if (!first) first = e;
+    }
+  }
+  if (first) throw *first;
+  return std::nullopt;
 }
 
 void remove_checkpoints(const fs::path& folder) {

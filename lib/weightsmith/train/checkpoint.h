@@ -3,13 +3,17 @@
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "weightsmith/data/loader.h"
 #include "weightsmith/tensor/tensor_map.h"
 
 namespace weightsmith {
+
+class Progress;
 
 /// Everything a run needs to go on as if it had never stopped. A file
 /// `checkpoint-<epoch>-<batch>.safetensors` holds the tensors, and the rest as JSON in its
@@ -43,6 +47,11 @@ std::vector<std::filesystem::path> checkpoints_in(const std::filesystem::path& f
 
 /// Throws Error{kInput} naming the file when it is damaged or not a checkpoint.
 Checkpoint read_checkpoint(const std::filesystem::path& path);
+
+/// The newest checkpoint in `folder` that is not damaged, with its path; null where there is none.
+/// Newer, damaged ones are warned of. Throws Error{kInput} naming the newest when all are damaged.
+std::optional<std::pair<std::filesystem::path, Checkpoint>> newest_sound_checkpoint(
+    const std::filesystem::path& folder, Progress& progress);
 
 /// Removes every checkpoint in `folder`.
 void remove_checkpoints(const std::filesystem::path& folder);

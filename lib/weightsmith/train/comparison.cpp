@@ -3,8 +3,10 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <utility>
 
@@ -166,7 +168,8 @@ struct Scores {
   std::string name;
   std::vector<double> accuracy;
   std::vector<double> loss;
-  std::vector<nlohmann::json> flatness;  // one a run, where it is measured
+  std::map<std::string, std::vector<double>> by_batch_norm;  // accuracies with other statistics
+  std::vector<nlohmann::json> flatness;                      // one a run, where it is measured
   std::optional<Evaluation> ensemble;
 };
 
@@ -203,6 +206,8 @@ nlohmann::json method_json(const Scores& scores, const Scores& reference) {
                          {"accuracies", scores.accuracy},
                          {"accuracy", moments_json(scores.accuracy)},
                          {"loss", moments_json(scores.loss)}};
+  for (const auto& [mode, accuracies] : scores.by_batch_norm)
+    json["by_batch_norm"][mode] = moments_json(accuracies);
   if (scores.ensemble) json["ensemble"] = evaluation_json(*scores.ensemble);
   if (!scores.flatness.empty()) json["flatness"] = mean_flatness(scores.flatness);
   if (&scores == &reference) return json;
@@ -249,6 +254,11 @@ std::string markdown(const nlohmann::json& comparison, const TrainConfig& config
                                   "loss",          "against " + first["name"].get<std::string>(),
                                   "95 % interval", "p"};
   if (first.contains("ensemble")) header.push_back("ensemble, %");
+  std::set<std::string> modes;  // that any method was scored with
+  for (const auto& method : comparison["methods"])
+    if (method.contains("by_batch_norm"))
+      for (const auto& [mode, moments] : method["by_batch_norm"].items()) modes.insert(mode);
+  for (const std::string& mode : modes) header.push_back(fmt::format("batch norm {}, %", mode));
   std::vector<std::pair<const char*, const char*>> measured;
   if (first.contains("flatness"))
     for (const auto& [key, title] : {std::pair{"loss", "training loss"},
@@ -264,6 +274,10 @@ std::string markdown(const nlohmann::json& comparison, const TrainConfig& config
     for (std::string& cell : paired_cells(method)) cells.push_back(std::move(cell));
     if (method.contains("ensemble"))
       cells.push_back(percent(method["ensemble"]["accuracy"].get<double>()));
+    for (const std::string& mode : modes)
+      cells.push_back(method.contains("by_batch_norm") && method["by_batch_norm"].contains(mode)
+                          ? with_deviation(method["by_batch_norm"][mode])
+                          : "");
     for (const auto& [key, title] : measured) cells.push_back(figure(method["flatness"][key]));
     table.add_row(std::move(cells));
   }
@@ -315,6 +329,10 @@ nlohmann::json compare_methods(const TrainConfig& config, const TrainOptions& op
       const auto& score = result.at(scored_on);
       scores.accuracy.push_back(score.at("accuracy"));
       scores.loss.push_back(score.at("loss"));
+      const nlohmann::json by_norm =
+          result.value(scored_on + "_by_batch_norm", nlohmann::json::object());
+      for (const auto& [mode, own] : by_norm.items())
+        scores.by_batch_norm[mode].push_back(own.at("accuracy"));
       if (run.flatness) scores.flatness.push_back(result.at("flatness"));
       const std::int64_t own_steps = result.at("steps");
       WS_CHECK(!steps || *steps == own_steps, "runs of unequal length");

@@ -53,6 +53,26 @@ NormMode MethodConfig::norm_mode() const {
   return running_average ? NormMode::kRecompute : NormMode::kShared;
 }
 
+std::vector<NormMode> MethodConfig::scored_norm_modes() const {
+  if (type == Type::kSgd) return {};
+  return batch_norm_scores;
+}
+
+/// For a list of fields: a list that is left out where it is empty, so that configurations of
+/// versions without the key are the same.
+template <class T>
+struct OptionalList {
+  std::vector<T>& list;
+};
+template <class T>
+void from_config(const ConfigNode& node, OptionalList<T>& list) {
+  detail::read_value(node, list.list);
+}
+template <class T>
+nlohmann::json to_config(const OptionalList<T>& list) {
+  return list.list.empty() ? nlohmann::json() : detail::write_value(list.list);
+}
+
 template <class Fields>
 void fields(Fields& f, TrainDataConfig& c) {
   f("train", c.train);
@@ -79,6 +99,8 @@ void fields(Fields& f, MethodConfig& c) {
   f("r", c.r);
   f("validate_every", c.validate_every);
   f("batch_norm", c.batch_norm);
+  OptionalList<NormMode> scores{c.batch_norm_scores};
+  f("batch_norm_scores", scores);
 }
 
 template <class Fields>
@@ -231,6 +253,9 @@ void validate_method(const MethodConfig& m, const TrainConfig& config) {
   require(!m.validate_every || *m.validate_every >= 1, "method.validate_every",
           "must be at least 1");
   require(!m.start_epoch || *m.start_epoch >= 0, "method.start_epoch", "must not be negative");
+  const std::set<NormMode> modes(m.batch_norm_scores.begin(), m.batch_norm_scores.end());
+  require(modes.count(NormMode::kAuto) == 0 && modes.size() == m.batch_norm_scores.size(),
+          "method.batch_norm_scores", "must be different ones of shared, per_head and recompute");
   if (m.type == Type::kLookaround)
     require(static_cast<std::int64_t>(config.augmentations.size()) == m.heads, "augmentations",
             fmt::format("{} pipelines for {} heads", config.augmentations.size(), m.heads),

@@ -69,10 +69,14 @@ struct MethodConfig {
   double r = 1.2;                           ///< swad: tolerance rate
   std::optional<std::int64_t> validate_every;  ///< swad: batches; default: once an epoch
   NormMode batch_norm = NormMode::kAuto;
+  /// What else the result is scored with: as if `batch_norm` had been that, from one training.
+  std::vector<NormMode> batch_norm_scores = {};
   std::vector<std::string> given = {};  ///< keys that the configuration names
 
   /// What `batch_norm` comes to; never kAuto.
   NormMode norm_mode() const;
+  /// `batch_norm_scores`; none for plain training, which has no average.
+  std::vector<NormMode> scored_norm_modes() const;
   /// Copies of the parameters that gradients are taken at.
   std::int64_t trained_heads() const { return type == Type::kLookaround ? heads : 1; }
   std::int64_t first_averaged_epoch(std::int64_t epochs) const {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "weightsmith/config/enum_names.h"
 #include "weightsmith/report/table.h"
 
 namespace weightsmith {
@@ -45,6 +46,12 @@ nlohmann::json train_result_json(const TrainResult& r, const TrainConfig& config
                          {"model", r.model.string()},  {"weights", r.weights.string()}};
   if (r.validation) json["validation"] = evaluation_json(*r.validation);
   if (r.test) json["test"] = evaluation_json(*r.test);
+  for (const NormScores& scores : r.by_batch_norm) {
+    const std::string mode(enum_name(scores.mode));
+    if (scores.validation)
+      json["validation_by_batch_norm"][mode] = evaluation_json(*scores.validation);
+    if (scores.test) json["test_by_batch_norm"][mode] = evaluation_json(*scores.test);
+  }
   if (r.best) {
     json["best"] = {{"epoch", r.best->epoch},
                     {"validation", evaluation_json(r.best->validation)},
@@ -62,6 +69,11 @@ std::string train_result_table(const TrainResult& r) {
   std::vector<std::pair<std::string, Evaluation>> scores;
   if (r.validation) scores.emplace_back("validation", *r.validation);
   if (r.test) scores.emplace_back("test", *r.test);
+  for (const NormScores& by_norm : r.by_batch_norm) {
+    const std::string mode = fmt::format(", batch norm {}", enum_name(by_norm.mode));
+    if (by_norm.validation) scores.emplace_back("validation" + mode, *by_norm.validation);
+    if (by_norm.test) scores.emplace_back("test" + mode, *by_norm.test);
+  }
   if (r.best) {
     const std::string epoch = fmt::format(", epoch {} (the best)", r.best->epoch);
     scores.emplace_back("validation" + epoch, r.best->validation);

@@ -5,6 +5,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "weightsmith/data/loader.h"
 #include "weightsmith/eval/evaluation.h"
@@ -21,6 +22,13 @@ struct BestEpoch {
   std::filesystem::path model;  ///< model-best.pt
 };
 
+/// The result's scores with the batch-norm statistics of a mode (`batch_norm_scores`).
+struct NormScores {
+  NormMode mode = NormMode::kShared;
+  std::optional<Evaluation> validation;
+  std::optional<Evaluation> test;
+};
+
 /// What a training came to.
 struct TrainResult {
   std::int64_t epochs = 0;
@@ -30,6 +38,7 @@ struct TrainResult {
   std::int64_t skipped = 0;     ///< images that could not be read (`on_error` skip)
   std::optional<Evaluation> validation;
   std::optional<Evaluation> test;
+  std::vector<NormScores> by_batch_norm;
   std::optional<BestEpoch> best;  ///< with a validation share
   std::optional<Flatness> flatness;
   std::optional<LoaderPosition> resumed_from;

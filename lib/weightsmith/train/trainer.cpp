@@ -7,13 +7,15 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <iterator>
+#include <functional>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "weightsmith/config/enum_names.h"
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/progress.h"
@@ -21,7 +23,6 @@
 #include "weightsmith/core/stop.h"
 #include "weightsmith/data/random_stream.h"
 #include "weightsmith/eval/objective.h"
-#include "weightsmith/model/batch_norms.h"
 #include "weightsmith/model/channels_last.h"
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/report/event_file.h"
@@ -36,6 +37,7 @@
 #include "weightsmith/train/parameter_arena.h"
 #include "weightsmith/train/schedule.h"
 #include "weightsmith/train/train_data.h"
+#include "weightsmith/train/training_events.h"
 #include "weightsmith/train/training_step.h"
 #include "weightsmith/train/unused_keys.h"
 
@@ -96,7 +98,7 @@ class Run {
         arena_(std::in_place, model_.parameters(), config.method.trained_heads(), model_.where()),
         batches_(batches_per_epoch(data_.train.size(), config.batch_size)),
         method_(make_method(config, *arena_, batches_)),
-        norms_(model_, config.method.norm_mode(), config.method.trained_heads()),
+        norms_(model_, config.method.norm_mode(), config.method.trained_heads(), norm_momenta()),
         loss_scale_(config.precision == Precision::kFloat16 ? std::make_optional<LossScale>()
                                                             : std::nullopt),
         step_(config, {model_, objective_, distillation_ ? &*distillation_ : nullptr, *arena_,
@@ -195,6 +197,13 @@ class Run {
         model_, normalised_batch(data_.train, 0, std::min(kSamples, data_.train.size())));
   }
 
+  /// What it takes to keep the statistics of other modes; empty where they are not asked for.
+  std::map<std::string, double> norm_momenta() {
+    if (config_.method.scored_norm_modes().empty() || arena_->heads() == 1) return {};
+    const std::int64_t samples = std::min<std::int64_t>(2, data_.train.size());
+    return batch_norm_momenta(model_, normalised_batch(data_.train, 0, samples).to(device_));
+  }
+
   /// A network that does not fit the labels or the images is better refused before anything is
   /// written.
   void try_one_sample() {
@@ -215,27 +224,12 @@ class Run {
     trained_flatness(brief, model_, data_, objective_, device_, quiet);
   }
 
-  /// What to say of batch norms that do not listen to training mode; "" without any.
-  std::string frozen_warning() const {
-    BatchNormUses uses;
-    try {
-      uses = batch_norm_uses(FlatGraph(model_.module(), model_.where()));
-    } catch (const Error&) {
-      return "";  // a graph that cannot be followed runs all the same
-    }
-    if (uses.frozen == 0) return "";
-    return fmt::format(
-        "{}: {} of {} batch norms are fixed in eval mode, as tracing a network in eval mode leaves "
-        "them: their statistics stay as they are while the weights are trained (to train them too, "
-        "export the network with torch.jit.script, or trace it in train mode)",
-        model_.where(), uses.frozen, uses.all);
-  }
-
   std::vector<std::string> warnings() const {
     std::vector<std::string> all = unused_key_warnings(config_);
     for (const Dataset* set : {&data_.train, data_.test ? &*data_.test : nullptr})
       if (set != nullptr && !set->skipped.empty()) all.push_back(skipped_warning(*set));
-    if (std::string warning = frozen_warning(); !warning.empty()) all.push_back(std::move(warning));
+    if (std::string warning = frozen_norm_warning(model_); !warning.empty())
+      all.push_back(std::move(warning));
     if (!model_.untied().empty())
       all.push_back(
           fmt::format("{}: parameters that are views of one another are trained apart: {}",
@@ -243,26 +237,8 @@ class Run {
     return all;
   }
 
-  /// The newest checkpoint that is not damaged, if there is any; those before it are told of.
-  std::optional<std::pair<std::filesystem::path, Checkpoint>> newest_sound_checkpoint() {
-    std::optional<Error> first;
-    for (const auto& path : checkpoints_in(config_.out)) {
-      try {
-        auto saved = std::make_pair(path, read_checkpoint(path));
-        if (first)
-          progress_.warn(
-              fmt::format("{}; going on from {}", first->what(), path.filename().string()));
-        return saved;
-      } catch (const Error& e) {
-        if (!first) first = e;
-      }
-    }
-    if (first) throw *first;
-    return std::nullopt;
-  }
-
   void load_newest_checkpoint() {
-    auto found = newest_sound_checkpoint();
+    auto found = newest_sound_checkpoint(config_.out, progress_);
     if (!found) return;
     const std::filesystem::path& path = found->first;
     Checkpoint& saved = found->second;
@@ -399,19 +375,12 @@ class Run {
                           {"lr", rate(batches_ - 1)},
                           {"train_loss", mean_loss()}};
     try {
-      const ShowResult shown(*this);
-      if (data_.validation) {
-        const Evaluation evaluation = score(*data_.validation);
-        row["validation"] = evaluation_json(evaluation);
-        keep_if_best(evaluation);
-      } else if (data_.test) {
-        row["test"] = evaluation_json(score(*data_.test));
-      }
+      score_result(row);
     } catch (const Interrupted&) {
       stop();
     }
     row["seconds"] = std::chrono::duration<double>(Clock::now() - epoch_start_).count();
-    events_->append(event_of(row, now()));
+    events_->append(event_of_row(row, now()));
     state_.history.push_back(std::move(row));
     ++state_.position.epoch;
     state_.position.batch = 0;
@@ -419,6 +388,38 @@ class Run {
     state_.loss_count = 0;
     state_.elapsed_s = 0;
     write_metrics();
+  }
+
+  /// What is scored after every epoch.
+  void score_result(nlohmann::json& row) {
+    if (!data_.validation && !data_.test) return;
+    const std::string set = data_.validation ? "validation" : "test";
+    const Dataset& dataset = data_.validation ? *data_.validation : *data_.test;
+    nlohmann::json by_mode;
+    for_other_norm_modes(
+        [&](NormMode mode) { by_mode[enum_name(mode)] = evaluation_json(score(dataset)); });
+    const NormMode own = config_.method.norm_mode();
+    const ShowResult shown(*this, own);
+    const Evaluation evaluation = score(dataset);
+    row[set] = evaluation_json(evaluation);
+    if (is_asked_for(own)) by_mode[enum_name(own)] = row[set];
+    if (!by_mode.is_null()) row[set + "_by_batch_norm"] = std::move(by_mode);
+    if (data_.validation) keep_if_best(evaluation);
+  }
+
+  bool is_asked_for(NormMode mode) const {
+    const auto modes = config_.method.scored_norm_modes();
+    return std::find(modes.begin(), modes.end(), mode) != modes.end();
+  }
+
+  /// Shows the result with the batch-norm statistics of each mode to be scored beside the run's
+  /// own.
+  void for_other_norm_modes(const std::function<void(NormMode mode)>& action) {
+    for (const NormMode mode : config_.method.scored_norm_modes()) {
+      if (mode == config_.method.norm_mode()) continue;
+      const ShowResult shown(*this, mode);
+      action(mode);
+    }
   }
 
   /// A copy of the network that is shown, if no epoch before was as good. Scoring is what may be
@@ -437,18 +438,19 @@ class Run {
       state_.best_weights.emplace(name, tensor.detach().clone());
   }
 
-  void show_result() {
+  void show_result(NormMode mode) {
     method_->show_result();
-    norms_.show_result(method_->result_is_average(), data_.train, kNormBatch, device_, progress_);
+    norms_.show_result(mode, method_->result_is_average(), data_.train, kNormBatch, device_,
+                       progress_);
   }
 
   /// Shows the result for as long as this lives; training goes on after it even when a stop came
   /// in between.
   class ShowResult {
    public:
-    explicit ShowResult(Run& run) : run_(run) {
+    ShowResult(Run& run, NormMode mode) : run_(run) {
       try {
-        run.show_result();
+        run.show_result(mode);
       } catch (...) {
         back();
         throw;
@@ -479,36 +481,10 @@ class Run {
         .count();
   }
 
-  /// A row of metrics.jsonl for TensorBoard.
-  static ScalarEvent event_of(const nlohmann::json& row, double wall_time) {
-    ScalarEvent event{row.at("steps").get<std::int64_t>(), wall_time, {}};
-    // A number that is not finite becomes null in a checkpoint.
-    const auto add = [&event](const std::string& tag, const nlohmann::json& value) {
-      if (value.is_number()) event.values.emplace_back(tag, value.get<double>());
-    };
-    add("epoch", row.at("epoch"));
-    add("lr", row.at("lr"));
-    add("train/loss", row.at("train_loss"));
-    for (const char* set : {"validation", "test"})
-      if (row.contains(set))
-        for (const char* score :
-             {"accuracy", "loss", "ece", "squared_error", "absolute_error", "explained"})
-          if (row.at(set).contains(score))
-            add(fmt::format("{}/{}", set, score), row.at(set).at(score));
-    return event;
-  }
-
-  /// The file begins with the epochs that a resumed run has behind it, one after the other up to
-  /// now.
+  /// The file begins with the epochs that a resumed run has behind it.
   void begin_events() {
-    std::vector<ScalarEvent> events;
-    double wall_time = now();
-    for (auto row = state_.history.rbegin(); row != state_.history.rend(); ++row) {
-      events.push_back(event_of(*row, wall_time));
-      wall_time -= row->at("seconds").get<double>();
-    }
-    std::reverse(events.begin(), events.end());
-    events_.emplace(config_.out / "events.out.tfevents.0.weightsmith", events);
+    events_.emplace(config_.out / "events.out.tfevents.0.weightsmith",
+                    past_events(state_.history.get<std::vector<nlohmann::json>>(), now()));
   }
 
   void write_metrics() const {
@@ -522,9 +498,19 @@ class Run {
     result_.curves = config_.out / "curves.svg";
     write_text_atomically(result_.curves,
                           training_curves_svg(state_.history.get<std::vector<nlohmann::json>>()));
-    show_result();
-    if (data_.validation) result_.validation = score(*data_.validation);
-    if (data_.test) result_.test = score(*data_.test);
+    const auto add_scores = [this](NormMode mode) {
+      NormScores& scores = result_.by_batch_norm.emplace_back();
+      scores.mode = mode;
+      if (data_.validation) scores.validation = score(*data_.validation);
+      if (data_.test) scores.test = score(*data_.test);
+    };
+    for_other_norm_modes(add_scores);
+    const NormMode own = config_.method.norm_mode();
+    show_result(own);
+    add_scores(own);
+    result_.validation = result_.by_batch_norm.back().validation;
+    result_.test = result_.by_batch_norm.back().test;
+    if (!is_asked_for(own)) result_.by_batch_norm.pop_back();
     result_.epochs = state_.position.epoch;
     result_.steps = method_->steps();
     result_.train_loss = state_.history.back().at("train_loss").get<double>();

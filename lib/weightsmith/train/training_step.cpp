@@ -61,8 +61,10 @@ double TrainingStep::backward(const Batch& batch, std::size_t view,
     const double share = static_cast<double>(count) / static_cast<double>(samples);
     Mixing part = mixing;
     if (part.labels.defined()) part.labels = part.labels.narrow(0, begin, count);
+    parts_.norms.begin_pass();
     const at::Tensor mean =
         loss(inputs.narrow(0, begin, count), labels.narrow(0, begin, count), part);
+    parts_.norms.end_pass();
     const auto value = mean.item<double>();
     if (!std::isfinite(value))
       throw Error(ErrorKind::kNumeric, parts_.model.where(),

@@ -36,7 +36,9 @@ std::vector<KeyOfTypes<MethodConfig::Type>> keys_of_types(MethodConfig::Type) {
       {"r", {Type::kSwad}},
       {"validate_every", {Type::kSwad}},
       // Plain training has one set, and no average to compute it for.
-      {"batch_norm", {Type::kLookaround, Type::kSwa, Type::kSwad, Type::kLookahead, Type::kEma}}};
+      {"batch_norm", {Type::kLookaround, Type::kSwa, Type::kSwad, Type::kLookahead, Type::kEma}},
+      {"batch_norm_scores",
+       {Type::kLookaround, Type::kSwa, Type::kSwad, Type::kLookahead, Type::kEma}}};
 }
 
 std::vector<KeyOfTypes<OptimizerConfig::Type>> keys_of_types(OptimizerConfig::Type) {

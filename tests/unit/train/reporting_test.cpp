@@ -14,6 +14,7 @@
 #include "weightsmith/train/curves.h"
 #include "weightsmith/train/train_result.h"
 #include "weightsmith/train/trainer.h"
+#include "weightsmith/train/training_events.h"
 
 namespace weightsmith {
 namespace {
@@ -158,6 +159,27 @@ TEST_CASE("the curves of a comparison are means over its seeds", "[train]") {
   CHECK(lines[0] == lines[1]);
   CHECK(lines[2] == lines[3]);
   CHECK(lines[0] != lines[2]);
+}
+
+TEST_CASE("events have a row's scores, those of batch-norm modes by their names", "[train]") {
+  nlohmann::json row = metrics_row(2, 1, 0.6);
+  row["steps"] = 40;
+  row["test"]["ece"] = nullptr;  // not finite
+  row["test_by_batch_norm"] = {{"per_head", {{"accuracy", 0.5}}}};
+  const ScalarEvent event = event_of_row(row, 7);
+  CHECK(event.step == 40);
+  CHECK(event.wall_time == 7);
+  CHECK(event.values ==
+        std::vector<std::pair<std::string, double>>{{"epoch", 2},
+                                                    {"lr", 0.1},
+                                                    {"train/loss", 1},
+                                                    {"test/accuracy", 0.6},
+                                                    {"test/loss", 2},
+                                                    {"test/per_head/accuracy", 0.5}});
+  const auto past = past_events({row, row, row}, 10);
+  REQUIRE(past.size() == 3);
+  CHECK(past[0].wall_time == 8);
+  CHECK(past[2].wall_time == 10);
 }
 
 TEST_CASE("the table of a run holds its scores and its speed", "[train]") {

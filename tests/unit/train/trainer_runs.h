@@ -108,6 +108,7 @@ inline std::vector<std::pair<std::string, TrainConfig>> all_kinds_of_runs(
   swad.method.r = 1;
   TrainConfig& per_head = add("per head", Type::kLookaround);
   per_head.method.batch_norm = NormMode::kPerHead;
+  per_head.method.batch_norm_scores = {NormMode::kShared};
   per_head.optimizer.type = OptimizerConfig::Type::kAdam;
   per_head.optimizer.lr = 0.003;
   TrainConfig& recomputed = add("recomputed", Type::kLookaround);
@@ -116,6 +117,8 @@ inline std::vector<std::pair<std::string, TrainConfig>> all_kinds_of_runs(
   recomputed.optimizer.lr = 0.003;
   recomputed.optimizer.accumulate = 2;
   recomputed.optimizer.clip_norm = 0.5;
+  add("scored with all statistics", Type::kLookaround).method.batch_norm_scores = {
+      NormMode::kShared, NormMode::kPerHead, NormMode::kRecompute};
   add("bfloat16", Type::kLookaround).precision = Precision::kBFloat16;
   TrainConfig& on_device = add("augmented on the device", Type::kLookaround);
   on_device.augment_on = AugmentOn::kDevice;
