@@ -28,6 +28,8 @@ struct ParameterStep {
 
 /// One parameter of a head in the memory of the CPU.
 struct Stretch {
+  const BaseOptions* options;
+  double lr;
   const float* gradient;
   std::int64_t offset;  // in the head
   std::int64_t count;   // of this step, from 1
@@ -35,20 +37,18 @@ struct Stretch {
 
 /// A head, and what its base optimiser keeps of it (or null).
 struct HeadMemory {
-  double lr;
   float* values;
   float* momenta;
   float* squares;
 
   /// Values [from, to) of a stretch.
-  void step(const BaseOptions& options, const Stretch& s, std::int64_t from,
-            std::int64_t to) const {
+  void step(const Stretch& s, std::int64_t from, std::int64_t to) const {
     const std::int64_t at = s.offset + from;
-    if (const auto* sgd = std::get_if<SgdOptions>(&options))
-      sgd_update(*sgd, lr, s.count == 1, to - from, s.gradient + from, values + at,
+    if (const auto* sgd = std::get_if<SgdOptions>(s.options))
+      sgd_update(*sgd, s.lr, s.count == 1, to - from, s.gradient + from, values + at,
                  momenta == nullptr ? nullptr : momenta + at);
     else
-      adam_update(std::get<AdamOptions>(options), lr, s.count, to - from, s.gradient + from,
+      adam_update(std::get<AdamOptions>(*s.options), s.lr, s.count, to - from, s.gradient + from,
                   values + at, momenta + at, squares + at);
   }
 };
@@ -56,12 +56,23 @@ struct HeadMemory {
 }  // namespace
 
 BaseOptimizer::BaseOptimizer(ParameterArena& arena, const BaseOptions& options)
-    : arena_(arena), options_(options) {
+    : arena_(arena), options_(arena.segments().size(), OwnOptions{1, options}) {
   const auto* sgd = std::get_if<SgdOptions>(&options);
   if (sgd == nullptr || sgd->momentum != 0) momenta_ = at::zeros_like(arena.values());
   if (sgd == nullptr) squares_ = at::zeros_like(arena.values());
   counts_ =
       at::zeros({arena.heads(), static_cast<std::int64_t>(arena.segments().size())}, at::kLong);
+}
+
+void BaseOptimizer::set_parameters(const std::vector<ParameterSettings>& settings) {
+  if (settings.empty()) return;
+  WS_CHECK(settings.size() == options_.size());
+  for (std::size_t i = 0; i < settings.size(); ++i) {
+    options_[i].lr_factor = settings[i].lr_factor;
+    if (settings[i].weight_decay)
+      std::visit([&](auto& options) { options.weight_decay = *settings[i].weight_decay; },
+                 options_[i].options);
+  }
 }
 
 void BaseOptimizer::step(std::int64_t head, double lr) {
@@ -83,8 +94,13 @@ void BaseOptimizer::step(std::int64_t head, double lr) {
     const auto row = [&](const at::Tensor& rows) {
       return rows.defined() ? own(rows[head]) : at::Tensor();
     };
-    ParameterStep step{lr, ++counts[i], gradient, own(values), row(momenta_), row(squares_)};
-    std::visit(step, options_);
+    ParameterStep step{lr * options_[i].lr_factor,
+                       ++counts[i],
+                       gradient,
+                       own(values),
+                       row(momenta_),
+                       row(squares_)};
+    std::visit(step, options_[i].options);
     gradient.reset();
   }
 }
@@ -96,7 +112,7 @@ void BaseOptimizer::step_in_one_pass(std::int64_t head, double lr) {
   const auto row = [&](const at::Tensor& rows) {
     return rows.defined() ? rows.data_ptr<float>() + head * arena_.width() : nullptr;
   };
-  const HeadMemory memory{lr, row(arena_.values()), row(momenta_), row(squares_)};
+  const HeadMemory memory{row(arena_.values()), row(momenta_), row(squares_)};
   std::vector<at::Tensor> gradients;
   std::vector<Stretch> stretches;
   std::vector<std::int64_t> ends;  // of the stretches, laid end to end
@@ -108,7 +124,8 @@ void BaseOptimizer::step_in_one_pass(std::int64_t head, double lr) {
     WS_CHECK(gradient.numel() == segment.numel && gradient.scalar_type() == at::kFloat);
     gradients.push_back(gradient.contiguous());
     gradient.reset();
-    stretches.push_back({gradients.back().data_ptr<float>(), segment.offset, ++counts[i]});
+    stretches.push_back({&options_[i].options, lr * options_[i].lr_factor,
+                         gradients.back().data_ptr<float>(), segment.offset, ++counts[i]});
     ends.push_back(size += segment.numel);
   }
   at::parallel_for(0, size, kArenaGrain, [&](std::int64_t begin, std::int64_t end) {
@@ -117,7 +134,7 @@ void BaseOptimizer::step_in_one_pass(std::int64_t head, double lr) {
     for (; begin < end; ++s) {
       const std::int64_t start = s == 0 ? 0 : ends[s - 1];
       const std::int64_t stop = std::min(end, ends[s]);
-      memory.step(options_, stretches[s], begin - start, stop - start);
+      memory.step(stretches[s], begin - start, stop - start);
       begin = stop;
     }
   });

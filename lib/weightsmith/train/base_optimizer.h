@@ -3,7 +3,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <variant>
+#include <vector>
 
 #include "weightsmith/tensor/tensor_map.h"
 #include "weightsmith/train/adam.h"
@@ -15,12 +17,21 @@ namespace weightsmith {
 /// Which base optimiser, and how it is set.
 using BaseOptions = std::variant<SgdOptions, AdamOptions>;
 
+/// What is special about a parameter.
+struct ParameterSettings {
+  double lr_factor = 1;                     ///< times the rate of a step
+  std::optional<double> weight_decay = {};  ///< in place of the options'
+};
+
 /// Steps the heads of an arena by a base optimiser; every head has momenta of its own, laid out as
 /// its values are.
 class BaseOptimizer {
  public:
   /// `arena` must outlive this.
   BaseOptimizer(ParameterArena& arena, const BaseOptions& options);
+
+  /// From now on steps each parameter of the arena by settings of its own; none: all alike.
+  void set_parameters(const std::vector<ParameterSettings>& settings);
 
   /// Steps `head` with the gradients of the arena's parameters and drops them. A parameter without
   /// a gradient stays as it is. One pass over the head, its momenta and the gradients.
@@ -32,10 +43,16 @@ class BaseOptimizer {
   TensorMap state() const;
 
  private:
+  /// How a parameter is stepped.
+  struct OwnOptions {
+    double lr_factor;
+    BaseOptions options;
+  };
+
   void step_in_one_pass(std::int64_t head, double lr);
 
   ParameterArena& arena_;
-  BaseOptions options_;
+  std::vector<OwnOptions> options_;  // one a parameter
   at::Tensor momenta_;
   at::Tensor squares_;
   at::Tensor counts_;  // on the CPU

@@ -9,9 +9,8 @@
 
 namespace weightsmith {
 
-/// Fixes the parameters whose qualified names fit one of `patterns`, in which * stands for any
-/// text, dots included, ? for any character and [..] for one of a set (POSIX fnmatch): they ask for
-/// no gradients any more and no optimiser touches them. Statistics of batch norms still move.
+/// Fixes the parameters that one of `patterns` fits (parameters_fitting): they ask for no gradients
+/// any more and no optimiser touches them. Statistics of batch norms still move.
 /// Returns those that asked before, so that they can again when all is done. Throws Error{kConfig}
 /// naming a pattern that fits no parameter.
 std::vector<at::Tensor> freeze_parameters(ScriptModel& model,

@@ -104,6 +104,13 @@ void fields(Fields& f, MethodConfig& c) {
 }
 
 template <class Fields>
+void fields(Fields& f, ParameterGroup& c) {
+  f("parameters", c.parameters);
+  f("lr_factor", c.lr_factor);
+  f("weight_decay", c.weight_decay);
+}
+
+template <class Fields>
 void fields(Fields& f, OptimizerConfig& c) {
   f("type", c.type);
   f("lr", c.lr);
@@ -117,6 +124,8 @@ void fields(Fields& f, OptimizerConfig& c) {
   f("clip_norm", c.clip_norm);
   f("clip_value", c.clip_value);
   f("accumulate", c.accumulate);
+  OptionalList<ParameterGroup> groups{c.groups};
+  f("groups", groups);
 }
 
 template <class Fields>
@@ -181,6 +190,8 @@ void read_section(const ConfigNode& node, Section& section) {
 
 void from_config(const ConfigNode& node, MethodConfig& c) { read_section(node, c); }
 nlohmann::json to_config(const MethodConfig& c) { return write_fields(c); }
+void from_config(const ConfigNode& node, ParameterGroup& c) { read_fields(node, c); }
+nlohmann::json to_config(const ParameterGroup& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, OptimizerConfig& c) { read_section(node, c); }
 nlohmann::json to_config(const OptimizerConfig& c) { return write_fields(c); }
 void from_config(const ConfigNode& node, ScheduleConfig& c) { read_section(node, c); }
@@ -284,6 +295,17 @@ void validate_optimizer(const OptimizerConfig& o) {
   require(!o.clip_norm || is_positive(*o.clip_norm), "optimizer.clip_norm", "must be positive");
   require(!o.clip_value || is_positive(*o.clip_value), "optimizer.clip_value", "must be positive");
   require(o.accumulate >= 1, "optimizer.accumulate", "must be at least 1");
+  for (std::size_t i = 0; i < o.groups.size(); ++i) {
+    const ParameterGroup& group = o.groups[i];
+    const std::string key = fmt::format("optimizer.groups[{}]", i);
+    require(!group.parameters.empty(), (key + ".parameters").c_str(), "names no parameter",
+            "give patterns of names: [\"*.bias\"]");
+    require(is_positive(group.lr_factor), (key + ".lr_factor").c_str(), "must be positive",
+            "freeze fixes parameters");
+    const double decay = group.weight_decay.value_or(0);
+    require(std::isfinite(decay) && decay >= 0, (key + ".weight_decay").c_str(),
+            "must not be negative");
+  }
 }
 
 void validate_schedule(const ScheduleConfig& s, std::int64_t epochs, double lr) {

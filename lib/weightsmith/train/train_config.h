@@ -86,6 +86,15 @@ struct MethodConfig {
 
 EnumNames<MethodConfig::Type> enum_names(MethodConfig::Type);
 
+/// Parameters that are stepped in a way of their own.
+struct ParameterGroup {
+  std::vector<std::string> parameters;      ///< patterns of names, as in `freeze`
+  double lr_factor = 1;                     ///< times the schedule's rate
+  std::optional<double> weight_decay = {};  ///< default: the optimiser's
+};
+void from_config(const ConfigNode& node, ParameterGroup& config);
+nlohmann::json to_config(const ParameterGroup& config);
+
 struct OptimizerConfig {
   enum class Type { kSgd, kAdam, kAdamW };
   Type type = Type::kSgd;
@@ -93,14 +102,15 @@ struct OptimizerConfig {
   double momentum = 0.9;   ///< sgd
   double dampening = 0.0;  ///< sgd
   double weight_decay = 5e-4;
-  bool nesterov = false;                  ///< sgd
-  double beta1 = 0.9;                     ///< adam, adamw
-  double beta2 = 0.999;                   ///< adam, adamw
-  double epsilon = 1e-8;                  ///< adam, adamw
-  std::optional<double> clip_norm = {};   ///< largest norm of all gradients together
-  std::optional<double> clip_value = {};  ///< largest absolute value of a gradient
-  std::int64_t accumulate = 1;            ///< parts that a batch's gradient is summed over
-  std::vector<std::string> given = {};    ///< as in MethodConfig
+  bool nesterov = false;                    ///< sgd
+  double beta1 = 0.9;                       ///< adam, adamw
+  double beta2 = 0.999;                     ///< adam, adamw
+  double epsilon = 1e-8;                    ///< adam, adamw
+  std::optional<double> clip_norm = {};     ///< largest norm of all gradients together
+  std::optional<double> clip_value = {};    ///< largest absolute value of a gradient
+  std::int64_t accumulate = 1;              ///< parts that a batch's gradient is summed over
+  std::vector<ParameterGroup> groups = {};  ///< the first that fits counts
+  std::vector<std::string> given = {};      ///< as in MethodConfig
 };
 
 EnumNames<OptimizerConfig::Type> enum_names(OptimizerConfig::Type);

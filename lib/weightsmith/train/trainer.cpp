@@ -35,6 +35,7 @@
 #include "weightsmith/train/methods.h"
 #include "weightsmith/train/norm_statistics.h"
 #include "weightsmith/train/parameter_arena.h"
+#include "weightsmith/train/parameter_groups.h"
 #include "weightsmith/train/schedule.h"
 #include "weightsmith/train/train_data.h"
 #include "weightsmith/train/training_events.h"
@@ -104,6 +105,7 @@ class Run {
         step_(config, {model_, objective_, distillation_ ? &*distillation_ : nullptr, *arena_,
                        *method_, norms_, device_, channels_innermost(), config.precision,
                        loss_scale_ ? &*loss_scale_ : nullptr}) {
+    method_->set_parameters(parameter_settings(config.optimizer.groups, model_, *arena_));
     check_storable(model_.state_dict(), model_.where());
     objective_.to(device_);
     state_.config = lasting_config(config);

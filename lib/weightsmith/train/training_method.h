@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "weightsmith/tensor/tensor_map.h"
 #include "weightsmith/train/base_optimizer.h"
@@ -21,6 +22,11 @@ class TrainingMethod {
   virtual ~TrainingMethod() = default;
   TrainingMethod(const TrainingMethod&) = delete;
   TrainingMethod& operator=(const TrainingMethod&) = delete;
+
+  /// BaseOptimizer::set_parameters; no part of the state.
+  void set_parameters(const std::vector<ParameterSettings>& settings) {
+    optimizer_.set_parameters(settings);
+  }
 
   /// One step of the base optimiser on the weights that are shown, with the gradients of the
   /// arena's parameters (one without a gradient stays as it is), which are dropped; then whatever

@@ -142,6 +142,21 @@ TEST_CASE("configurations that contradict themselves are refused by key", "[trai
   CHECK_THAT(refused("/optimizer/beta2", 1), Catch::Contains("optimizer.beta2"));
   CHECK_THAT(refused("/optimizer/clip_norm", 0), Catch::Contains("optimizer.clip_norm"));
   CHECK_THAT(refused("/optimizer/accumulate", 0), Catch::Contains("optimizer.accumulate"));
+  const auto group = [](const char* key, const nlohmann::json& value) {
+    nlohmann::json json{{"parameters", {"*"}}};
+    json[key] = value;
+    return nlohmann::json::array({json});
+  };
+  CHECK_THAT(refused("/optimizer/groups", group("parameters", nlohmann::json::array())),
+             Catch::Contains("optimizer.groups[0].parameters"));
+  CHECK_THAT(refused("/optimizer/groups", group("lr_factor", 0)),
+             Catch::Contains("optimizer.groups[0].lr_factor"));
+  CHECK_THAT(refused("/optimizer/groups", group("weight_decay", -1)),
+             Catch::Contains("optimizer.groups[0].weight_decay"));
+  CHECK_THAT(refused("/method/batch_norm_scores", {"shared", "shared"}),
+             Catch::Contains("method.batch_norm_scores"));
+  CHECK_THAT(refused("/method/batch_norm_scores", nlohmann::json::array({"auto"})),
+             Catch::Contains("method.batch_norm_scores"));
   CHECK_THAT(refused("/method", {{"type", "swa"}, {"start_epoch", 200}}),
              Catch::Contains("method.start_epoch"));
   CHECK_THAT(refused("/method/alpha", 0), Catch::Contains("method.alpha"));

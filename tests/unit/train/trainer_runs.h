@@ -117,6 +117,7 @@ inline std::vector<std::pair<std::string, TrainConfig>> all_kinds_of_runs(
   recomputed.optimizer.lr = 0.003;
   recomputed.optimizer.accumulate = 2;
   recomputed.optimizer.clip_norm = 0.5;
+  recomputed.optimizer.groups = {{{"*.bias", "bn*"}, 2, 0.0}};
   add("scored with all statistics", Type::kLookaround).method.batch_norm_scores = {
       NormMode::kShared, NormMode::kPerHead, NormMode::kRecompute};
   add("bfloat16", Type::kLookaround).precision = Precision::kBFloat16;
