@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares SGD with Lookaround where 40 % of the labels of the shipped digits are drawn anew.
 
-    scripts/digit_noise.py [--seeds 12] [--check] [DIR]
+    scripts/digit_noise.py [--seeds 8] [--first 12] [--stronger] [--check] [DIR]
 
 Trains the networks of configs/lookaround-train/label-noise.json in DIR (build/noise), SWA and Lookaround with other k
 beside them, and prints test accuracy, mean and standard deviation over seeds, and differences to SGD paired by seed as
@@ -17,18 +17,24 @@ import sys
 from digit_networks import CONFIGS, differences, run, spread, study_arguments
 
 METHODS = ["sgd", "swa", *({"type": "lookaround", "k": k, "name": f"lookaround-{k}"} for k in (5, 48, 160))]
+STRONGER = [[{"name": "random_crop", "padding": 2}], [{"name": "rotation", "degrees": 20}],
+            [{"name": "affine", "degrees": 15, "shift": 0.2, "scale": 0.25}]]
 MARGIN = 0.5  # points that --check demands of the configuration's Lookaround
 
 
 def main() -> int:
     parser = study_arguments(__doc__, "noise")
-    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first", type=int, default=12, help="seed; k was chosen with those before 12")
+    parser.add_argument("--stronger", action="store_true", help="augmentations twice as strong")
     parser.add_argument("--check", action="store_true", help="demand equal compute and the margin")
     options = parser.parse_args()
 
     def train(seed: int) -> dict:
         out = options.folder.resolve() / f"seed-{seed}"
         methods = [] if options.check else ["--set", f"compare={json.dumps(METHODS)}"]
+        if options.stronger:
+            methods += ["--set", f"augmentations={json.dumps(STRONGER)}"]
         summary = run(options.tools, "lookaround-train", "--config", CONFIGS / "lookaround-train" / "label-noise.json",
                       "--set", f"seeds=[{seed}]", *methods, "--out", out)
         found = {}
@@ -40,7 +46,7 @@ def main() -> int:
         return found
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(train, range(options.seeds)))
+        found = list(pool.map(train, range(options.first, options.first + options.seeds)))
     accuracy = {name: [seed[name][0] for seed in found] for name in found[0]}
     gradients = {steps for seed in found for _, steps in seed.values()}
 
