@@ -53,7 +53,7 @@ def data(path: pathlib.Path, resize: int = 16, **more) -> dict:
 
 
 class Trainer:
-    """Trains networks into a folder, each once: one that is there is taken as it is."""
+    """Trains networks into a folder, each once: one that is there and was configured alike is taken as it is."""
 
     def __init__(self, tools: pathlib.Path, folder: pathlib.Path, epochs: int, test: pathlib.Path, **settings):
         """`settings`: keys of every configuration."""
@@ -64,22 +64,22 @@ class Trainer:
                  **more) -> pathlib.Path:
         """`model`: a model reference; `more`: further keys of the configuration. Returns the archive."""
         out = self.folder / name
-        if not (out / "model.pt").exists():
+        kind = json.dumps(model)
+        config = {
+            "model": model, "data": {"train": images, "test": data(self.test)},
+            "augmentations": [[{"name": "random_crop", "padding": 2}, "horizontal_flip"]],
+            "method": {"type": "sgd"}, "epochs": epochs or self.epochs, "batch_size": 64, "seed": seed,
+            "threads": 1, **self.settings, **more}
+        # What has no batch norm takes another optimiser.
+        if "vit" in kind or "mlp" in kind:
+            config["optimizer"] = {"type": "adam", "lr": (lr or 0.1) / 50, "weight_decay": 0}
+        else:
+            config["optimizer"] = {"lr": lr or 0.1}
+        if config["epochs"] < 8:
+            config["schedule"] = {"warmup_epochs": 0}
+        path = self.folder / f"{name}.json"
+        if not ((out / "model.pt").exists() and path.exists() and json.loads(path.read_text()) == config):
             print(f"train {name}", file=sys.stderr)
-            kind = json.dumps(model)
-            config = {
-                "model": model, "data": {"train": images, "test": data(self.test)},
-                "augmentations": [[{"name": "random_crop", "padding": 2}, "horizontal_flip"]],
-                "method": {"type": "sgd"}, "epochs": epochs or self.epochs, "batch_size": 64, "seed": seed,
-                "threads": 1, **self.settings, **more}
-            # What has no batch norm takes another optimiser.
-            if "vit" in kind or "mlp" in kind:
-                config["optimizer"] = {"type": "adam", "lr": (lr or 0.1) / 50, "weight_decay": 0}
-            else:
-                config["optimizer"] = {"lr": lr or 0.1}
-            if config["epochs"] < 8:
-                config["schedule"] = {"warmup_epochs": 0}
-            path = self.folder / f"{name}.json"
             path.write_text(json.dumps(config, indent=1))
             run(self.tools, "lookaround-train", "--config", path, "--out", out)
         results = json.loads((out / "results.json").read_text())

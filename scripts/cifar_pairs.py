@@ -59,7 +59,7 @@ def main() -> int:
     images, test = cifar(options.cifar, "train")[:options.images], cifar(options.cifar, "test")
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{name}.safetensors" for name in ("train", "few", "test")}
+    files = {name: folder / f"{name}-{len(images)}.safetensors" for name in ("train", "few", "test")}
     write_images(files["train"], images)
     write_images(files["few"], images[:2000])
     write_images(files["test"], test)
@@ -67,6 +67,8 @@ def main() -> int:
     network = json.loads(json.dumps(NETWORKS[options.network]))
     if network["builtin"] == "resnet20":
         network["options"]["width"] = options.width
+    else:
+        network["options"]["image"] = options.pixels
     sized = functools.partial(data, resize=options.pixels)
     train = Trainer(options.tools, folder, options.epochs, files["test"], batch_size=options.batch,
                     device=options.device)

@@ -26,7 +26,7 @@ def main() -> int:
     parser = study_arguments(__doc__, "noise")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first", type=int, default=12, help="seed; k was chosen with those before 12")
-    parser.add_argument("--stronger", action="store_true", help="augmentations twice as strong")
+    parser.add_argument("--stronger", action="store_true", help="with stronger augmentations")
     parser.add_argument("--check", action="store_true", help="demand equal compute and the margin")
     options = parser.parse_args()
 

@@ -217,9 +217,10 @@ TEST_CASE("a finished run is refused, reused or replaced") {
                        "augmentations=[[],[],[]]"}),
                 "lookaround-train", 2,
                 {out, "differs in augmentations, epochs, optimizer.lr", "--overwrite"});
-  // A version that did not know this key left it at what is the default now.
+  // A version that did not know these keys left them at what is the default now.
   json config = json::parse(read_bytes(folder / "out" / "config.json"));
   REQUIRE(config.erase("augment_on") == 1);
+  REQUIRE(config["data"].erase("draw") == 1);
   write_bytes(folder / "out" / "config.json", config.dump());
   CHECK(summary_of(train({"--resume"})) == first);
   check_failure(train({"--resume", "--set", "augment_on=device"}), "lookaround-train", 2,

@@ -40,6 +40,18 @@ bool is_own_file(const fs::path& out, const fs::path& relative) {
   return true;
 }
 
+/// Gives a configuration of a version before the keys of `present` that it lacks, at their
+/// defaults.
+void add_missing(json& before, const json& present, const json& defaults) {
+  for (const auto& [name, value] : defaults.items()) {
+    if (!present.contains(name)) continue;
+    if (!before.contains(name))
+      before[name] = value;
+    else if (value.is_object() && before[name].is_object() && present[name].is_object())
+      add_missing(before[name], present[name], value);
+  }
+}
+
 }  // namespace
 
 std::optional<json> finished_run(const fs::path& out, const RunFolderFlags& flags,
@@ -48,8 +60,7 @@ std::optional<json> finished_run(const fs::path& out, const RunFolderFlags& flag
   if (!fs::exists(results)) return std::nullopt;
   if (flags.resume) {
     json before = read_own_json(out / "config.json");
-    for (const auto& [name, value] : defaults.items())
-      if (config.contains(name) && !before.contains(name)) before[name] = value;
+    add_missing(before, config, defaults);
     if (const auto keys = differing_keys(before, config); !keys.empty()) {
       if (flags.extends && flags.extends(before, config)) return std::nullopt;
       throw Error(ErrorKind::kConfig, out.string(),

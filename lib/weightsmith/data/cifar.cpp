@@ -23,26 +23,30 @@ struct Label {
   int classes;
 };
 
+struct File {
+  std::string name;
+  std::int64_t official_records;
+};
+
 /// What one of the data sets consists of.
 struct Layout {
   const char* name;
   const char* archive;
   const char* folder;  // that the archive unpacks to
-  std::vector<std::string> train, test;
-  std::int64_t official_records;  // a file
+  std::vector<File> train, test;
   std::vector<Label> labels;
 };
 
-std::vector<std::string> files_of(const Layout& layout, Split split) {
-  std::vector<std::string> names;
-  if (split != Split::kTest) names = layout.train;
-  if (split != Split::kTrain) names.insert(names.end(), layout.test.begin(), layout.test.end());
-  return names;
+std::vector<File> files_of(const Layout& layout, Split split) {
+  std::vector<File> files;
+  if (split != Split::kTest) files = layout.train;
+  if (split != Split::kTrain) files.insert(files.end(), layout.test.begin(), layout.test.end());
+  return files;
 }
 
 /// Appends the records of a file, with label number `used` of each.
-void read_file(const Layout& layout, const fs::path& path, std::size_t used,
-               std::vector<at::Tensor>& images, std::vector<at::Tensor>& labels) {
+void read_file(const Layout& layout, const fs::path& path, std::int64_t official_records,
+               std::size_t used, std::vector<at::Tensor>& images, std::vector<at::Tensor>& labels) {
   const auto label_bytes = static_cast<std::int64_t>(layout.labels.size());
   const std::int64_t record_bytes = label_bytes + kPixels;
   const std::string bytes = read_text(path);
@@ -50,7 +54,7 @@ void read_file(const Layout& layout, const fs::path& path, std::size_t used,
   if (size == 0 || size % record_bytes != 0)
     throw Error(ErrorKind::kInput, path.string(),
                 fmt::format("{} bytes, expected a multiple of {} (officially {})", size,
-                            record_bytes, layout.official_records * record_bytes),
+                            record_bytes, official_records * record_bytes),
                 fmt::format("unpack {} again", layout.archive));
   const std::int64_t n = size / record_bytes;
   at::Tensor file_images = at::empty({n, 3, 32, 32}, at::kByte);
@@ -75,15 +79,16 @@ void read_file(const Layout& layout, const fs::path& path, std::size_t used,
 }
 
 Samples read_records(const Layout& layout, const fs::path& folder, Split split, std::size_t used) {
-  const std::vector<std::string> names = files_of(layout, split);
+  const std::vector<File> files = files_of(layout, split);
+  const std::string& first = files.front().name;
   const fs::path inner = folder / layout.folder;
-  const bool is_parent = !fs::exists(folder / names.front()) && fs::exists(inner / names.front());
+  const bool is_parent = !fs::exists(folder / first) && fs::exists(inner / first);
   Samples samples;
   std::vector<at::Tensor> images;
   std::vector<at::Tensor> labels;
-  for (const std::string& name : names) {
-    const fs::path path = (is_parent ? inner : folder) / name;
-    read_file(layout, path, used, images, labels);
+  for (const File& file : files) {
+    const fs::path path = (is_parent ? inner : folder) / file.name;
+    read_file(layout, path, file.official_records, used, images, labels);
     samples.files.push_back(path);
   }
   samples.images = at::cat(images);
@@ -98,22 +103,20 @@ Samples read_cifar10(const fs::path& folder, Split split) {
   const Layout layout{"CIFAR-10",
                       "cifar-10-binary.tar.gz",
                       "cifar-10-batches-bin",
-                      {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
-                       "data_batch_4.bin", "data_batch_5.bin"},
-                      {"test_batch.bin"},
-                      10000,
+                      {{"data_batch_1.bin", 10000},
+                       {"data_batch_2.bin", 10000},
+                       {"data_batch_3.bin", 10000},
+                       {"data_batch_4.bin", 10000},
+                       {"data_batch_5.bin", 10000}},
+                      {{"test_batch.bin", 10000}},
                       {{"label", 10}}};
   return read_records(layout, folder, split, 0);
 }
 
 Samples read_cifar100(const fs::path& folder, Split split, bool coarse) {
-  const Layout layout{"CIFAR-100",
-                      "cifar-100-binary.tar.gz",
-                      "cifar-100-binary",
-                      {"train.bin"},
-                      {"test.bin"},
-                      split == Split::kTest ? 10000 : 50000,
-                      {{"coarse label", 20}, {"fine label", 100}}};
+  const Layout layout{"CIFAR-100",           "cifar-100-binary.tar.gz",
+                      "cifar-100-binary",    {{"train.bin", 50000}},
+                      {{"test.bin", 10000}}, {{"coarse label", 20}, {"fine label", 100}}};
   return read_records(layout, folder, split, coarse ? 0 : 1);
 }
 

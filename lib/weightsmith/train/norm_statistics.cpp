@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <spdlog/fmt/fmt.h>
+#include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <unordered_map>
@@ -15,21 +16,25 @@
 namespace weightsmith {
 namespace {
 
-class MomentaObserver final : public NodeObserver {
+class DecayObserver final : public NodeObserver {
  public:
-  explicit MomentaObserver(const FlatGraph& graph) : graph_(graph) {}
+  explicit DecayObserver(const FlatGraph& graph) : graph_(graph) {}
 
   void before(std::size_t number, std::vector<c10::IValue>& inputs) override {
-    if (graph_.nodes()[number]->kind() != c10::Symbol::fromQualString("aten::batch_norm")) return;
+    const torch::jit::Node* const node = graph_.nodes()[number];
+    if (node->kind() != c10::Symbol::fromQualString("aten::batch_norm")) return;
     // (input, weight, bias, running_mean, running_var, training, momentum, eps, cudnn)
     if (inputs[3].isNone() || inputs[4].isNone()) return;
+    const auto training = torch::jit::toIValue(node->input(5));
+    if (training && training->isBool() && !training->toBool()) return;  // they never move
     const double momentum = inputs[6].toDouble();
     if (momentum == 0)
       throw Error(ErrorKind::kConfig, "method.batch_norm_scores",
                   fmt::format("{}: {} has no momentum: statistics of other modes cannot be kept",
                               graph_.where(), graph_.describe(number)),
                   "give it one, or train once a mode");
-    for (const int i : {3, 4}) found_[inputs[i].toTensor().unsafeGetTensorImpl()] = momentum;
+    for (const int i : {3, 4})
+      found_.emplace(inputs[i].toTensor().unsafeGetTensorImpl(), 1.0).first->second *= 1 - momentum;
   }
 
   const std::unordered_map<const void*, double>& found() const { return found_; }
@@ -71,28 +76,28 @@ std::string frozen_norm_warning(const ScriptModel& model) {
       model.where(), uses.frozen, uses.all);
 }
 
-std::map<std::string, double> batch_norm_momenta(ScriptModel& model, const at::Tensor& inputs) {
+std::map<std::string, double> batch_norm_decays(ScriptModel& model, const at::Tensor& inputs) {
   const at::NoGradGuard no_grad;
   model.train(false);
   const GraphRunner runner(model.module(), model.where());
-  MomentaObserver observer(runner.graph());
+  DecayObserver observer(runner.graph());
   runner.run({model.preprocessed(inputs)}, &observer);
-  std::map<std::string, double> momenta;
+  std::map<std::string, double> decays;
   for (const auto& [name, buffer] : model.buffers())
     if (const auto it = observer.found().find(buffer.unsafeGetTensorImpl());
         it != observer.found().end())
-      momenta.emplace(name, it->second);
-  return momenta;
+      decays.emplace(name, it->second);
+  return decays;
 }
 
 NormStatistics::NormStatistics(ScriptModel& model, NormMode mode, std::int64_t heads,
-                               std::map<std::string, double> momenta)
-    : model_(model), mode_(mode), momenta_(std::move(momenta)) {
+                               std::map<std::string, double> decays)
+    : model_(model), mode_(mode), decays_(std::move(decays)) {
   WS_CHECK(mode != NormMode::kAuto && heads >= 1);
   if (heads == 1) return;
   for (std::int64_t h = 0; h < heads; ++h)
     (mode == NormMode::kPerHead ? sets_ : beside_).push_back(copy());
-  if (momenta_.empty()) {
+  if (decays_.empty()) {
     beside_.clear();
   } else if (per_head()) {
     beside_.push_back(copy());
@@ -130,10 +135,12 @@ void NormStatistics::end_pass() {
   TensorMap& set = beside_[per_head() ? 0 : static_cast<std::size_t>(shown_)];
   for (const auto& [name, buffer] : model_.buffers()) {
     at::Tensor& own = set.at(name);
-    const auto momentum = momenta_.find(name);
-    own.sub_(before_.at(name));
-    if (momentum != momenta_.end()) own.mul_(1 - momentum->second);
-    own.add_(buffer);
+    if (const auto decay = decays_.find(name); decay != decays_.end())
+      own.sub_(before_.at(name)).mul_(decay->second).add_(buffer);
+    else if (at::isIntegralType(buffer.scalar_type(), /*includeBool=*/false))  // a count of passes
+      own.add_(buffer - before_.at(name));
+    else
+      own.copy_(buffer);
   }
   before_.clear();
 }

@@ -20,11 +20,12 @@ class Progress;
 /// any, and of a graph that cannot be followed.
 std::string frozen_norm_warning(const ScriptModel& model);
 
-/// The momenta of a network's batch norms by the names of their buffers (running mean and
-/// variance), as one pass over `inputs` (B, …) in eval mode shows them. Throws Error{kInput} naming
-/// the network when its graph cannot be followed, Error{kConfig} when a batch norm has a momentum
-/// of 0, as one has there that averages over all batches alike.
-std::map<std::string, double> batch_norm_momenta(ScriptModel& model, const at::Tensor& inputs);
+/// What one pass of training leaves of each of a network's running means and variances, by the
+/// names of their buffers: 1 − the momentum, times the same for every further use of the buffer, as
+/// one pass over `inputs` (B, …) in eval mode shows them. Throws Error{kInput} naming the network
+/// when its graph cannot be followed, Error{kConfig} when a batch norm has a momentum of 0, as one
+/// has there that averages over all batches alike.
+std::map<std::string, double> batch_norm_decays(ScriptModel& model, const at::Tensor& inputs);
 
 /// A network's buffers (batch-norm statistics) while several heads train in it and while the result
 /// of the training is shown (NormMode). The network always holds those of the head that was shown
@@ -32,15 +33,15 @@ std::map<std::string, double> batch_norm_momenta(ScriptModel& model, const at::T
 ///
 /// Where results are to be shown in other modes as well, the sets of the other kind (a set a head,
 /// or the shared one) are kept beside. A pass of training takes the running statistics r of the set
-/// that is shown to (1 − m)·r + m·b, b being those of the batch; the other set follows by the
-/// difference, r' ← (1 − m)·(r' − r) + r_new, which is what the same pass would have made of it up
-/// to rounding: in training no output depends on them.
+/// that is shown to d·r + b, where b comes of the batch and d of the momentum; the other set
+/// follows by the difference, r' ← d·(r' − r) + r_new, which is what the same pass would have made
+/// of it up to rounding: in training no output depends on them.
 class NormStatistics {
  public:
-  /// `mode` is not kAuto. `model` must outlive this. With `momenta` (batch_norm_momenta) the sets
+  /// `mode` is not kAuto. `model` must outlive this. With `decays` (batch_norm_decays) the sets
   /// of the other kind are kept, too.
   NormStatistics(ScriptModel& model, NormMode mode, std::int64_t heads,
-                 std::map<std::string, double> momenta = {});
+                 std::map<std::string, double> decays = {});
 
   /// Gives the network the buffers of a head. O(buffers) with a set a head, else nothing.
   void show(std::int64_t head);
@@ -51,7 +52,7 @@ class NormStatistics {
   void end_pass();
 
   /// Gives the network the buffers of the result in `mode` (not kAuto), the constructor's or, with
-  /// momenta, any: with a set a head the mean of the sets (head 0's
+  /// decays, any: with a set a head the mean of the sets (head 0's
   /// where they are integers); with kRecompute, where the result `is_average`, batch-norm
   /// statistics of `data` as its samples are, under the parameters that are shown
   /// (reset_batch_norm). May throw Interrupted: show_training() goes on all the same.
@@ -73,7 +74,7 @@ class NormStatistics {
 
   ScriptModel& model_;
   NormMode mode_;
-  std::map<std::string, double> momenta_;
+  std::map<std::string, double> decays_;
   std::vector<TensorMap> sets_;    // one a head; that of shown_ is stale
   std::vector<TensorMap> beside_;  // one a head where sets_ has none, else the shared one; or none
   std::int64_t shown_ = 0;         // head

@@ -99,7 +99,7 @@ class Run {
         arena_(std::in_place, model_.parameters(), config.method.trained_heads(), model_.where()),
         batches_(batches_per_epoch(data_.train.size(), config.batch_size)),
         method_(make_method(config, *arena_, batches_)),
-        norms_(model_, config.method.norm_mode(), config.method.trained_heads(), norm_momenta()),
+        norms_(model_, config.method.norm_mode(), config.method.trained_heads(), norm_decays()),
         loss_scale_(config.precision == Precision::kFloat16 ? std::make_optional<LossScale>()
                                                             : std::nullopt),
         step_(config, {model_, objective_, distillation_ ? &*distillation_ : nullptr, *arena_,
@@ -200,10 +200,20 @@ class Run {
   }
 
   /// What it takes to keep the statistics of other modes; empty where they are not asked for.
-  std::map<std::string, double> norm_momenta() {
-    if (config_.method.scored_norm_modes().empty() || arena_->heads() == 1) return {};
+  std::map<std::string, double> norm_decays() {
+    const bool is_per_head = config_.method.norm_mode() == NormMode::kPerHead;
+    const std::vector<NormMode> scored = config_.method.scored_norm_modes();
+    const bool needs_others = std::any_of(scored.begin(), scored.end(), [&](NormMode mode) {
+      return mode != NormMode::kRecompute && (mode == NormMode::kPerHead) != is_per_head;
+    });
+    if (!needs_others || arena_->heads() == 1) return {};
     const std::int64_t samples = std::min<std::int64_t>(2, data_.train.size());
-    return batch_norm_momenta(model_, normalised_batch(data_.train, 0, samples).to(device_));
+    try {
+      return batch_norm_decays(model_, normalised_batch(data_.train, 0, samples).to(device_));
+    } catch (const Error& e) {
+      if (e.kind() != ErrorKind::kInput) throw;
+      throw Error(ErrorKind::kInput, "method.batch_norm_scores", e.what(), "train once a mode");
+    }
   }
 
   /// A network that does not fit the labels or the images is better refused before anything is

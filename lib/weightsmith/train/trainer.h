@@ -40,7 +40,8 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 /// - events.out.tfevents.0.weightsmith: the same for TensorBoard (report/event_file.h), by `steps`;
 /// - checkpoint-*.safetensors (train/checkpoint.h).
 ///
-/// Every batch shows the same samples once through each augmentation pipeline. With `lookaround`,
+/// Every batch shows the same samples (with `data.draw` `independent`, as many) once through each
+/// augmentation pipeline. With `lookaround`,
 /// pipeline h is head h's; the other methods step through them one after the other, so that an
 /// epoch costs all methods as many gradients. Batch-norm statistics of the result:
 /// train/norm_statistics.h. A batch is taken in `optimizer.accumulate` parts, fewer where one would
