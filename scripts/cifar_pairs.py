@@ -7,7 +7,7 @@
 FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. A pair draws a division of
 the ten classes at random, trains a network on each part, each from a seed of its own, and merges them in every way. All
 have one head: 512 outputs compared with fixed random unit vectors, one a class. Networks that DIR (build/cifar-pairs)
-holds already are not trained again; two are trained at a time, on a thread each.
+holds already, trained alike, are not trained again; two are trained at a time, on a thread each.
 
 Wide networks of whole images want a GPU: --width 4 --pixels 32 --images 50000 --batch 256 --epochs 200 --device cuda.
 
@@ -77,7 +77,8 @@ def main() -> int:
         def one(index: int) -> pathlib.Path:
             sets = {name: sized(files[name], classes=parts[index]) for name in ("train", "test")}
             return train(f"{pair}-{index}-{options.network}", network, sets["train"],
-                         options.models * pair + index + 1, lr=options.lr, data=sets, objective={**HEAD, "candidates": "data"})
+                         options.models * pair + index + 1, lr=options.lr, data=sets,
+                         objective={**HEAD, "candidates": "data"})
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             return list(pool.map(one, range(options.models)))
 
@@ -85,7 +86,8 @@ def main() -> int:
         """Of the pair, merged in every way up to the cut; see scores_of()."""
         sets = [{"name": f"part {i + 1}", "data": sized(files["test"], classes=part), "candidates": "data",
                  **({} if cut == WHOLE else {"head": f"part {i + 1}"})} for i, part in enumerate(parts)]
-        config = {"models": models, "compare": WAYS, "activations": {"data": sized(files["few"])}, "device": options.device,
+        config = {"models": models, "compare": WAYS, "activations": {"data": sized(files["few"])},
+                  "device": options.device,
                   **({} if cut == WHOLE else {"partial": {"until": cut}}),
                   "evaluation": {"objective": HEAD,
                                  "sets": [{"name": "all ten", "data": sized(files["test"])}, *sets]}}

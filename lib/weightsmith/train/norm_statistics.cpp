@@ -90,6 +90,10 @@ std::map<std::string, double> batch_norm_decays(ScriptModel& model, const at::Te
   return decays;
 }
 
+bool is_other_kind_of_set(NormMode mode, NormMode own) {
+  return (mode == NormMode::kPerHead) != (own == NormMode::kPerHead);
+}
+
 NormStatistics::NormStatistics(ScriptModel& model, NormMode mode, std::int64_t heads,
                                std::map<std::string, double> decays)
     : model_(model), mode_(mode), decays_(std::move(decays)) {
@@ -155,7 +159,7 @@ void NormStatistics::show_result(NormMode mode, bool is_average, const Dataset& 
     saved_ = copy();
     sets_[static_cast<std::size_t>(shown_)] = saved_;
     write(mean_of_sets(sets_));
-  } else if ((mode == NormMode::kPerHead) != (mode_ == NormMode::kPerHead) && !beside_.empty()) {
+  } else if (is_other_kind_of_set(mode, mode_) && !beside_.empty()) {
     saved_ = copy();
     write(mean_of_sets(beside_));  // of one, where it is the shared one
   }

@@ -27,6 +27,10 @@ std::string frozen_norm_warning(const ScriptModel& model);
 /// has there that averages over all batches alike.
 std::map<std::string, double> batch_norm_decays(ScriptModel& model, const at::Tensor& inputs);
 
+/// Whether one of two modes trains with a set of statistics a head, and the other with a shared
+/// one.
+bool is_other_kind_of_set(NormMode mode, NormMode own);
+
 /// A network's buffers (batch-norm statistics) while several heads train in it and while the result
 /// of the training is shown (NormMode). The network always holds those of the head that was shown
 /// last, but for the time between show_result() and show_training().

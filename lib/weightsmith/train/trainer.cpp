@@ -201,10 +201,9 @@ class Run {
 
   /// What it takes to keep the statistics of other modes; empty where they are not asked for.
   std::map<std::string, double> norm_decays() {
-    const bool is_per_head = config_.method.norm_mode() == NormMode::kPerHead;
     const std::vector<NormMode> scored = config_.method.scored_norm_modes();
     const bool needs_others = std::any_of(scored.begin(), scored.end(), [&](NormMode mode) {
-      return mode != NormMode::kRecompute && (mode == NormMode::kPerHead) != is_per_head;
+      return mode != NormMode::kRecompute && is_other_kind_of_set(mode, config_.method.norm_mode());
     });
     if (!needs_others || arena_->heads() == 1) return {};
     const std::int64_t samples = std::min<std::int64_t>(2, data_.train.size());
@@ -292,23 +291,20 @@ class Run {
     return std::make_unique<Loader>(data_.train, options, start);
   }
 
-  /// Images that heads are shown up to where the run stands.
-  std::int64_t images_shown() const {
-    const std::int64_t samples = data_.train.size();
-    const auto of = [&](std::int64_t batches) {
-      return std::min(batches * config_.batch_size, samples) * config_.views();
-    };
-    return state_.position.epoch * of(batches_) + of(state_.position.batch);
+  /// Images that heads are shown in the first so many batches of an epoch.
+  std::int64_t images_in(std::int64_t batches) const {
+    return std::min(batches * config_.batch_size, data_.train.size()) * config_.views();
   }
 
-  std::int64_t images_of_run() const {
-    return config_.epochs * config_.views() *
-           std::min(batches_ * config_.batch_size, data_.train.size());
+  /// Up to where the run stands.
+  std::int64_t images_shown() const {
+    return state_.position.epoch * images_in(batches_) + images_in(state_.position.batch);
   }
 
   void train_epochs(Loader& loader) {
     images_before_ = images_shown();
-    Phase phase(progress_, "train", images_of_run() - images_before_, "images");
+    Phase phase(progress_, "train", config_.epochs * images_in(batches_) - images_before_,
+                "images");
     const auto began = Clock::now();
     while (state_.position.epoch < config_.epochs) {
       epoch_start_ = Clock::now() - std::chrono::duration_cast<Clock::duration>(

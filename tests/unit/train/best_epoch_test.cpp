@@ -168,6 +168,7 @@ TEST_CASE("the best epoch of a regression has the lowest loss", "[train]") {
   double lowest = INFINITY;
   for (const auto& row : metrics_of(config.out))
     lowest = std::min(lowest, row["validation"]["loss"].get<double>());
+  CHECK(result.best->epoch > 1);
   CHECK(result.best->validation.loss == lowest);
   CHECK(result.best->test->errors.has_value());
 }

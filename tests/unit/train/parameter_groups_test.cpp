@@ -113,8 +113,7 @@ TEST_CASE("the first group that fits a name of a parameter counts", "[train]") {
       });
 }
 
-TEST_CASE("groups change their parameters' steps alone, and runs with them are resumed",
-          "[train]") {
+TEST_CASE("groups change their parameters' steps alone, and are no other run's", "[train]") {
   const TemporaryFolder folder;
   TrainConfig config = small_config(folder / "plain");
   config.method.type = MethodConfig::Type::kSgd;  // a mean of heads would be rounded
