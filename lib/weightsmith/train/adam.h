@@ -15,6 +15,8 @@ struct AdamOptions {
   double epsilon = 1e-8;
   double weight_decay = 0.0;  ///< λ
   bool decoupled = false;     ///< AdamW
+
+  friend bool operator==(const AdamOptions&, const AdamOptions&) = default;
 };
 
 /// Step number t, counted from 1:

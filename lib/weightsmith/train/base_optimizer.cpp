@@ -11,21 +11,6 @@
 namespace weightsmith {
 namespace {
 
-/// On a GPU: the stretches of values and momenta that belong to one parameter.
-struct ParameterStep {
-  double lr;
-  std::int64_t count;  // of this step, from 1
-  const at::Tensor& gradient;
-  at::Tensor values, momenta, squares;
-
-  void operator()(const SgdOptions& options) {
-    sgd_step_by_operators(options, lr, count == 1, gradient, values, momenta);
-  }
-  void operator()(const AdamOptions& options) {
-    adam_step_by_operators(options, lr, count, gradient, values, momenta, squares);
-  }
-};
-
 /// One parameter of a head in the memory of the CPU.
 struct Stretch {
   const BaseOptions* options;
@@ -76,33 +61,72 @@ void BaseOptimizer::set_parameters(const std::vector<ParameterSettings>& setting
 }
 
 void BaseOptimizer::step(std::int64_t head, double lr) {
-  const at::NoGradGuard no_grad;
   if (arena_.values().is_cpu()) {
     step_in_one_pass(head, lr);
-    return;
+  } else {
+    step_by_operators(head, lr);
   }
+}
+
+void BaseOptimizer::step_by_operators(std::int64_t head, double lr) {
+  const at::NoGradGuard no_grad;
   auto* counts = counts_[head].data_ptr<std::int64_t>();
-  const at::Tensor values = arena_.head(head);
-  for (std::size_t i = 0; i < arena_.segments().size(); ++i) {
-    at::Tensor& gradient = arena_.parameters()[i].mutable_grad();
-    if (!gradient.defined()) continue;
-    const auto& segment = arena_.segments()[i];
-    WS_CHECK(gradient.numel() == segment.numel && gradient.scalar_type() == at::kFloat);
-    const auto own = [&](const at::Tensor& flat) {
-      return flat.narrow(0, segment.offset, segment.numel);
+  const auto& segments = arena_.segments();
+  for (std::size_t first = 0; first < segments.size();) {
+    if (!arena_.parameters()[first].grad().defined()) {
+      ++first;
+      continue;
+    }
+    const std::size_t end = end_of_run(first, counts);
+    const std::int64_t offset = segments[first].offset;
+    const std::int64_t size = segments[end - 1].offset + segments[end - 1].numel - offset;
+    const auto own = [&](const at::Tensor& rows) {
+      return rows.defined() ? rows[head].narrow(0, offset, size) : at::Tensor();
     };
-    const auto row = [&](const at::Tensor& rows) {
-      return rows.defined() ? own(rows[head]) : at::Tensor();
-    };
-    ParameterStep step{lr * options_[i].lr_factor,
-                       ++counts[i],
-                       gradient,
-                       own(values),
-                       row(momenta_),
-                       row(squares_)};
-    std::visit(step, options_[i].options);
-    gradient.reset();
+    const at::Tensor gradient = flat_gradient(first, end);
+    at::Tensor values = own(arena_.values());
+    at::Tensor momenta = own(momenta_);
+    const double own_lr = lr * options_[first].lr_factor;
+    if (const auto* sgd = std::get_if<SgdOptions>(&options_[first].options)) {
+      sgd_step_by_operators(*sgd, own_lr, counts[first] == 1, gradient, values, momenta);
+    } else {
+      at::Tensor squares = own(squares_);
+      adam_step_by_operators(std::get<AdamOptions>(options_[first].options), own_lr, counts[first],
+                             gradient, values, momenta, squares);
+    }
+    first = end;
   }
+}
+
+std::size_t BaseOptimizer::end_of_run(std::size_t first, std::int64_t* counts) const {
+  const std::int64_t before = counts[first];
+  std::size_t end = first;
+  for (; end < options_.size(); ++end) {
+    if (!arena_.parameters()[end].grad().defined() || counts[end] != before ||
+        options_[end] != options_[first])
+      break;
+    ++counts[end];
+  }
+  return end;
+}
+
+/// The gradients of parameters [first, end), which are dropped, laid out as the arena lays out
+/// values. What lies between two of them is stepped as well: zeros by zero gradients, to zeros.
+at::Tensor BaseOptimizer::flat_gradient(std::size_t first, std::size_t end) {
+  const auto& segments = arena_.segments();
+  std::vector<at::Tensor> parts;
+  for (std::size_t i = first; i < end; ++i) {
+    at::Tensor& gradient = arena_.parameters()[i].mutable_grad();
+    WS_CHECK(gradient.numel() == segments[i].numel && gradient.scalar_type() == at::kFloat);
+    parts.push_back(gradient.reshape({-1}));
+    gradient.reset();
+    if (i + 1 == end) break;
+    const std::int64_t gap = segments[i + 1].offset - segments[i].offset - segments[i].numel;
+    if (gap == 0) continue;
+    if (!padding_.defined() || padding_.numel() < gap) padding_ = parts.back().new_zeros({gap});
+    parts.push_back(padding_.narrow(0, 0, gap));
+  }
+  return parts.size() == 1 ? parts.front() : at::cat(parts);
 }
 
 /// Parameters are often small: what a tensor operation costs by itself would be most of the time.

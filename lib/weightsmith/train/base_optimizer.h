@@ -34,8 +34,14 @@ class BaseOptimizer {
   void set_parameters(const std::vector<ParameterSettings>& settings);
 
   /// Steps `head` with the gradients of the arena's parameters and drops them. A parameter without
-  /// a gradient stays as it is. One pass over the head, its momenta and the gradients.
+  /// a gradient stays as it is. On the CPU one pass over the head, its momenta and the gradients;
+  /// elsewhere step_by_operators().
   void step(std::int64_t head, double lr);
+
+  /// The same by tensor operations, on any device, up to the rounding of fused products: the
+  /// gradients of neighbouring parameters that are stepped alike are laid beside each other, and
+  /// all of these take as many operations as one.
+  void step_by_operators(std::int64_t head, double lr);
 
   /// Everything that a later step depends on beside the arena's values: `counts` (heads,
   /// parameters) int64, the steps that each parameter made; `momenta` (heads, width) for SGD with
@@ -47,15 +53,21 @@ class BaseOptimizer {
   struct OwnOptions {
     double lr_factor;
     BaseOptions options;
+
+    friend bool operator==(const OwnOptions&, const OwnOptions&) = default;
   };
 
   void step_in_one_pass(std::int64_t head, double lr);
+  /// The parameters from `first` on that have gradients and are stepped alike; counts their step.
+  std::size_t end_of_run(std::size_t first, std::int64_t* counts) const;
+  at::Tensor flat_gradient(std::size_t first, std::size_t end);
 
   ParameterArena& arena_;
   std::vector<OwnOptions> options_;  // one a parameter
   at::Tensor momenta_;
   at::Tensor squares_;
-  at::Tensor counts_;  // on the CPU
+  at::Tensor counts_;   // on the CPU
+  at::Tensor padding_;  // zeros that lie between gradients, on the arena's device
 };
 
 }  // namespace weightsmith

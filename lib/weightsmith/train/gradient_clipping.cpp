@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <cmath>
-
 namespace weightsmith {
 
 void clip_gradients(const std::vector<at::Tensor>& parameters, std::optional<double> norm,
@@ -20,10 +18,10 @@ void clip_gradients(const std::vector<at::Tensor>& parameters, std::optional<dou
     squares = squares.defined() ? squares + own : own;
   }
   if (!squares.defined()) return;
-  const double length = std::sqrt(squares.item<double>());
-  if (!(length > *norm)) return;
+  // Stays on the device, which need not be waited for.
+  const at::Tensor factor = at::full({}, *norm, squares.options()).div(squares.sqrt()).clamp_max(1);
   for (const at::Tensor& parameter : parameters)
-    if (at::Tensor gradient = parameter.grad(); gradient.defined()) gradient.mul_(*norm / length);
+    if (at::Tensor gradient = parameter.grad(); gradient.defined()) gradient.mul_(factor);
 }
 
 }  // namespace weightsmith

@@ -13,6 +13,8 @@ struct SgdOptions {
   double dampening = 0.0;     ///< τ
   double weight_decay = 0.0;  ///< λ
   bool nesterov = false;
+
+  friend bool operator==(const SgdOptions&, const SgdOptions&) = default;
 };
 
 /// One step:

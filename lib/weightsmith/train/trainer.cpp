@@ -14,6 +14,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "weightsmith/config/enum_names.h"
 #include "weightsmith/core/atomic_file.h"
@@ -82,6 +83,12 @@ LoaderOptions loader_options(const TrainConfig& config, const Dataset& data, at:
   return options;
 }
 
+/// A GPU is to have enough to do while the host reads; a loss that is lost is still told soon.
+std::int64_t losses_together(const TrainOptions& options) {
+  if (options.losses_together > 0) return options.losses_together;
+  return options.device.is_cpu() ? 1 : 16;
+}
+
 /// Samples that flow through the network together when batch-norm statistics are recomputed.
 constexpr std::int64_t kNormBatch = 256;
 
@@ -104,7 +111,7 @@ class Run {
                                                             : std::nullopt),
         step_(config, {model_, objective_, distillation_ ? &*distillation_ : nullptr, *arena_,
                        *method_, norms_, device_, channels_innermost(), config.precision,
-                       loss_scale_ ? &*loss_scale_ : nullptr}) {
+                       loss_scale_ ? &*loss_scale_ : nullptr, losses_together(options)}) {
     method_->set_parameters(parameter_settings(config.optimizer.groups, model_, *arena_));
     check_storable(model_.state_dict(), model_.where());
     objective_.to(device_);
@@ -271,6 +278,7 @@ class Run {
   }
 
   std::filesystem::path save_checkpoint() {
+    add(step_.remaining_losses());
     check_finite();
     step_.save_state(state_);
     return write_checkpoint(config_.out, state_, config_.checkpoint.keep);
@@ -340,9 +348,10 @@ class Run {
       const double lr = rate(state_.position.batch);
       for (std::size_t view = 0; view < batch.views.size(); ++view) step(batch, view, lr);
       ++state_.position.batch;
-      phase.update(images_shown() - images_before_,
-                   fmt::format("epoch {}/{}, loss {:.4f}", state_.position.epoch + 1,
-                               config_.epochs, mean_loss()));
+      phase.update(
+          images_shown() - images_before_,
+          fmt::format("epoch {}/{}{}", state_.position.epoch + 1, config_.epochs,
+                      state_.loss_count > 0 ? fmt::format(", loss {:.4f}", mean_loss()) : ""));
       if (stop_requested() != 0) stop();
     } while (state_.position.batch < batches_ && !method_->wants_validation());
   }
@@ -351,6 +360,7 @@ class Run {
   void validate_if_wanted() {
     if (!method_->wants_validation()) return;
     WS_CHECK(data_.validation.has_value());
+    add(step_.remaining_losses());
     try {
       EvaluationOptions options;
       options.device = device_;
@@ -362,11 +372,14 @@ class Run {
   }
 
   void step(const Batch& batch, std::size_t view, double lr) {
-    state_.loss_sum += step_.run(batch, view, lr, [&] {
-      return fmt::format("epoch {}, batch {}, head {}", state_.position.epoch + 1,
-                         state_.position.batch + 1, view);
-    });
-    ++state_.loss_count;
+    add(step_.run(batch, view, lr,
+                  fmt::format("epoch {}, batch {}, head {}", state_.position.epoch + 1,
+                              state_.position.batch + 1, view)));
+  }
+
+  void add(const std::vector<double>& losses) {
+    for (const double loss : losses) state_.loss_sum += loss;
+    state_.loss_count += static_cast<std::int64_t>(losses.size());
   }
 
   /// Writes everything and ends the run; a resumed one goes on with the next batch.
@@ -378,6 +391,7 @@ class Run {
   }
 
   void score_epoch() {
+    add(step_.remaining_losses());
     nlohmann::json row = {{"epoch", state_.position.epoch + 1},
                           {"steps", method_->steps()},
                           {"lr", rate(batches_ - 1)},

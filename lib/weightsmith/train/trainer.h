@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
 
@@ -19,6 +20,9 @@ struct TrainOptions {
   bool resume = false;     ///< go on from the newest sound checkpoint in `out`, if there is any
   bool overwrite = false;  ///< else: begin anew although `out` holds checkpoints
   bool trust = false;      ///< load a script that inspection would refuse
+  /// Steps whose losses are read from the device at once, which changes no result
+  /// (train/step_losses.h); 0: 1 on the CPU, 16 on a GPU.
+  std::int64_t losses_together = 0;
   /// Called with everything that was read, when nothing refuses the run any more and before
   /// anything is written.
   std::function<void(const RunInputs& inputs)> on_start = {};
@@ -52,9 +56,9 @@ nlohmann::json training_plan(const TrainConfig& config, const TrainOptions& opti
 /// A stop request (core/stop.h) is honoured after the batch in hand: a checkpoint is written and
 /// Interrupted thrown. Throws Error{kConfig or kInput} when configuration, network and data do not
 /// fit or `out` holds checkpoints that neither `resume` nor `overwrite` speaks of, Error{kNumeric}
-/// naming epoch, batch and head when the loss is not finite or memory runs out, or the steps when
-/// the weights that a checkpoint would hold are not finite (earlier checkpoints stay),
-/// Error{kOutput} when something cannot be written.
+/// naming epoch, batch and head when the loss is not finite (on a GPU some steps later) or memory
+/// runs out, or the steps when the weights that a checkpoint would hold are not finite (earlier
+/// checkpoints stay), Error{kOutput} when something cannot be written.
 ///
 /// Progress: the phase `train` lasts from the first batch to the last score and counts the images
 /// shown to heads (samples times pipelines) since this call, of those that the run has left.

@@ -4,8 +4,9 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
-#include <cmath>
 #include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
 
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
@@ -16,37 +17,34 @@
 namespace weightsmith {
 
 TrainingStep::TrainingStep(const TrainConfig& config, const TrainingParts& parts)
-    : config_(config), parts_(parts) {}
+    : config_(config), parts_(parts), losses_(parts.losses_together, parts.model.where()) {}
 
-double TrainingStep::run(const Batch& batch, std::size_t view, double lr,
-                         const std::function<std::string()>& here) {
+std::vector<double> TrainingStep::run(const Batch& batch, std::size_t view, double lr,
+                                      const std::string& here) {
   const at::AutoGradMode with_grad(true);
   at::manual_seed(Rng(static_cast<std::uint64_t>(config_.seed),
                       {kForwardStream, static_cast<std::uint64_t>(parts_.method.steps())})
                       .next());
   parts_.norms.show(parts_.method.head());
-  double value = 0;
+  losses_.begin(here);
   try {
-    value = backward(batch, view, here);
+    backward(batch, view);
   } catch (...) {
-    throw_jit_error(ErrorKind::kInput, parts_.model.where(),
-                    "the training step failed at " + here(),
+    throw_jit_error(ErrorKind::kInput, parts_.model.where(), "the training step failed at " + here,
                     "lower batch_size where memory ran out");
   }
   if (parts_.loss_scale != nullptr && !parts_.loss_scale->unscale(parts_.arena.parameters())) {
     parts_.method.skip_step();
-    return value;
+    return losses_.take(/*all=*/false);
   }
   const OptimizerConfig& optimizer = config_.optimizer;
   clip_gradients(parts_.arena.parameters(), optimizer.clip_norm, optimizer.clip_value);
   parts_.method.step(lr);
-  return value;
+  return losses_.take(/*all=*/false);
 }
 
-/// Adds the gradients of the batch's mean loss, part by part, to the parameters' and returns that
-/// loss.
-double TrainingStep::backward(const Batch& batch, std::size_t view,
-                              const std::function<std::string()>& here) {
+/// Adds the gradients of the batch's mean loss, part by part, to the parameters'.
+void TrainingStep::backward(const Batch& batch, std::size_t view) {
   at::Tensor inputs = batch.views[view].to(parts_.device);
   if (parts_.channels_last) inputs = inputs.contiguous(at::MemoryFormat::ChannelsLast);
   const at::Tensor labels = batch.labels[view].to(parts_.device);
@@ -54,7 +52,6 @@ double TrainingStep::backward(const Batch& batch, std::size_t view,
   if (mixing.labels.defined()) mixing.labels = mixing.labels.to(parts_.device);
   const std::int64_t samples = labels.size(0);
   const std::int64_t parts = std::clamp<std::int64_t>(samples / 2, 1, config_.optimizer.accumulate);
-  double sum = 0;
   for (std::int64_t p = 0; p < parts; ++p) {
     const std::int64_t begin = p * samples / parts;
     const std::int64_t count = (p + 1) * samples / parts - begin;
@@ -65,17 +62,10 @@ double TrainingStep::backward(const Batch& batch, std::size_t view,
     const at::Tensor mean =
         loss(inputs.narrow(0, begin, count), labels.narrow(0, begin, count), part);
     parts_.norms.end_pass();
-    const auto value = mean.item<double>();
-    if (!std::isfinite(value))
-      throw Error(ErrorKind::kNumeric, parts_.model.where(),
-                  fmt::format("the loss is {} at {}", value, here()),
-                  "lower optimizer.lr or lengthen schedule.warmup_epochs; earlier checkpoints "
-                  "were kept");
+    losses_.add(mean, share);
     const double factor = share * (parts_.loss_scale != nullptr ? parts_.loss_scale->value() : 1.0);
     (factor == 1 ? mean : mean * factor).backward();
-    sum += share * value;
   }
-  return sum;
 }
 
 at::Tensor TrainingStep::loss(const at::Tensor& inputs, const at::Tensor& labels,

@@ -3,8 +3,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <functional>
 #include <string>
+#include <vector>
 
 #include "weightsmith/data/loader.h"
 #include "weightsmith/eval/objective.h"
@@ -15,6 +15,7 @@
 #include "weightsmith/train/loss_scale.h"
 #include "weightsmith/train/norm_statistics.h"
 #include "weightsmith/train/parameter_arena.h"
+#include "weightsmith/train/step_losses.h"
 #include "weightsmith/train/train_config.h"
 #include "weightsmith/train/training_method.h"
 
@@ -32,6 +33,7 @@ struct TrainingParts {
   bool channels_last = false;  ///< show images with channels innermost (model/channels_last.h)
   Precision precision = Precision::kFloat32;  ///< of the network's passes; the loss is in float32
   LossScale* loss_scale = nullptr;            ///< null: none
+  std::int64_t losses_together = 1;           ///< steps whose losses are read at once (StepLosses)
 };
 
 /// The steps of a training: forward, loss, backward, and what the method makes of the gradients.
@@ -40,13 +42,17 @@ class TrainingStep {
   /// `config`: optimizer and seed are read.
   TrainingStep(const TrainConfig& config, const TrainingParts& parts);
 
-  /// One step of the method on view `view` of a batch; returns the mean loss. A batch is taken in
-  /// `optimizer.accumulate` parts, fewer where one would hold a single sample. Seeds LibTorch's
-  /// global generator by seed and number of the step. Where the loss scale finds gradients that are
-  /// not finite, the method skips the step. Throws Error{kNumeric} at `here()` when the
-  /// loss is not finite or memory runs out, Error{kInput} when the network refuses the batch.
-  double run(const Batch& batch, std::size_t view, double lr,
-             const std::function<std::string()>& here);
+  /// One step of the method on view `view` of a batch; returns the mean losses that were read and
+  /// not returned before, in the order of their steps: with `losses_together` 1 this step's. A
+  /// batch is taken in `optimizer.accumulate` parts, fewer where one would hold a single sample.
+  /// Seeds LibTorch's global generator by seed and number of the step. Where the loss scale finds
+  /// gradients that are not finite, the method skips the step. `here` says in errors which step it
+  /// is. Throws Error{kNumeric} when a loss that is read is not finite (with `losses_together` 1
+  /// before its gradient is taken) or memory runs out, Error{kInput} when the network refuses the
+  /// batch.
+  std::vector<double> run(const Batch& batch, std::size_t view, double lr, const std::string& here);
+  /// Reads the losses that are left and returns them. Throws as run() does.
+  std::vector<double> remaining_losses() { return losses_.take(/*all=*/true); }
 
   /// The differentiable loss of some samples, by the labels and `mixing`, and by the teacher.
   at::Tensor loss(const at::Tensor& inputs, const at::Tensor& labels, const Mixing& mixing);
@@ -58,10 +64,11 @@ class TrainingStep {
   void load_state(const Checkpoint& checkpoint, const std::string& where);
 
  private:
-  double backward(const Batch& batch, std::size_t view, const std::function<std::string()>& here);
+  void backward(const Batch& batch, std::size_t view);
 
   const TrainConfig& config_;
   TrainingParts parts_;
+  StepLosses losses_;
 };
 
 }  // namespace weightsmith

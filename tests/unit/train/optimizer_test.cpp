@@ -292,5 +292,96 @@ TEST_CASE("one pass over all parameters is the step of each by itself", "[train]
   }
 }
 
+/// Steps each parameter by itself.
+class OneByOne {
+ public:
+  OneByOne(const TensorMap& parameters, std::vector<double> factors, std::vector<BaseOptions> own)
+      : factors_(std::move(factors)), own_(std::move(own)) {
+    for (const auto& [name, parameter] : parameters) {
+      values.push_back(parameter.detach().clone().flatten());
+      momenta.push_back(at::zeros_like(values.back()));
+      squares.push_back(at::zeros_like(values.back()));
+      counts_.push_back(0);
+    }
+  }
+
+  void step(std::size_t i, const at::Tensor& gradient, double lr) {
+    ++counts_[i];
+    if (const auto* sgd = std::get_if<SgdOptions>(&own_[i]))
+      sgd_step_by_operators(*sgd, lr * factors_[i], counts_[i] == 1, gradient, values[i],
+                            momenta[i]);
+    else
+      adam_step_by_operators(std::get<AdamOptions>(own_[i]), lr * factors_[i], counts_[i], gradient,
+                             values[i], momenta[i], squares[i]);
+  }
+
+  std::vector<at::Tensor> values, momenta, squares;
+
+ private:
+  std::vector<double> factors_;
+  std::vector<BaseOptions> own_;
+  std::vector<std::int64_t> counts_;
+};
+
+TEST_CASE("parameters that are stepped together by operators are stepped as each by itself",
+          "[train]") {
+  // The first two alike, the third by a rate of its own, the fourth without a gradient once, so
+  // that its count is another one from then on; sizes with and without a gap behind them.
+  const std::vector<std::vector<std::int64_t>> shapes{{6, 5}, {16}, {3, 3}, {7}, {4, 8}, {2}};
+  const std::vector<ParameterSettings> settings{{}, {}, {0.3, {}}, {}, {}, {1, 0.5}};
+  const SgdOptions plain{0, 0, 0.02, false};
+  const SgdOptions nesterov{0.9, 0, 0.02, true};
+  const AdamOptions adam{0.8, 0.99, 1e-6, 0.1, false};
+  const AdamOptions adamw{0.8, 0.99, 1e-6, 0.1, true};
+  for (const BaseOptions& options :
+       {BaseOptions(plain), BaseOptions(nesterov), BaseOptions(adam), BaseOptions(adamw)}) {
+    INFO("kind " << options.index());
+    at::manual_seed(9);
+    TensorMap parameters = parameters_of(shapes);
+    ParameterArena arena(parameters, 2, "net");
+    TensorMap twins;
+    for (const auto& [name, parameter] : parameters)
+      twins.emplace(name, parameter.detach().clone().requires_grad_(true));
+    ParameterArena fused(twins, 2, "net");
+    arena.show(1);
+    fused.show(1);
+    std::vector<BaseOptions> own(shapes.size(), options);
+    std::visit([](auto& last) { last.weight_decay = 0.5; }, own.back());
+    OneByOne expected(parameters, {1, 1, 0.3, 1, 1, 1}, own);
+    BaseOptimizer together(arena, options);
+    BaseOptimizer in_one_pass(fused, options);
+    together.set_parameters(settings);
+    in_one_pass.set_parameters(settings);
+    for (int step = 0; step < 4; ++step) {
+      std::size_t i = 0;
+      for (auto& [name, parameter] : parameters) {
+        const at::Tensor gradient = i == 0 ? at::randn({5, 6}).t() : at::randn(parameter.sizes());
+        if (step != 1 || i != 3) {
+          parameter.mutable_grad() = gradient.clone();
+          twins.at(name).mutable_grad() = gradient.clone();
+          expected.step(i, gradient, 0.05);
+        }
+        ++i;
+      }
+      together.step_by_operators(1, 0.05);
+      in_one_pass.step(1, 0.05);
+      for (const auto& [name, parameter] : parameters) CHECK_FALSE(parameter.grad().defined());
+    }
+    for (std::size_t i = 0; i < shapes.size(); ++i) {
+      INFO("parameter " << i);
+      CHECK(arena.parameters()[i].detach().flatten().equal(expected.values[i]));
+    }
+    CHECK(at::allclose(arena.values(), fused.values(), 1e-5, 1e-6));
+    const TensorMap state = together.state();
+    for (const auto& [name, tensor] : in_one_pass.state()) {
+      INFO(name);
+      CHECK(at::allclose(tensor, state.at(name), 1e-5, 1e-6));
+    }
+    CHECK_FALSE(arena.head(0).equal(arena.head(1)));
+    // The gaps stay zero, or weights that are saved would depend on what lay there.
+    CHECK(arena.head(1).narrow(0, 30, 2).equal(at::zeros({2})));
+  }
+}
+
 }  // namespace
 }  // namespace weightsmith

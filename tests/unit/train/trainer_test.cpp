@@ -455,6 +455,12 @@ TEST_CASE("a loss that is not finite ends the run and says what to do", "[train]
   const std::string error = error_of(ErrorKind::kNumeric, [&] { train_quietly(config); });
   CHECK_THAT(error, Catch::Contains("epoch 1") && Catch::Contains("optimizer.lr"));
   CHECK_FALSE(std::filesystem::exists(config.out / "model.pt"));
+  // Read some steps later it is still the first such step that is named.
+  TrainOptions later;
+  later.losses_together = 4;
+  NoProgress progress;
+  CHECK(error_of(ErrorKind::kNumeric, [&] { train(config, later, progress); }) == error);
+  CHECK(checkpoints_in(config.out).empty());
 }
 
 TEST_CASE("a network that does not fit the classes is refused", "[train]") {
