@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <catch2/catch.hpp>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "support/expect_error.h"
@@ -318,6 +319,44 @@ TEST_CASE("three models are aligned with each other and merged by their shares",
       CHECK(agreement.weight == Approx(1).epsilon(1e-4));
       CHECK(agreement.activation == 0);
     }
+  }
+}
+
+TEST_CASE("queries, keys and values keep one order of heads, unless each is to have its own",
+          "[merge]") {
+  const Network vit{"vit",
+                    {{"image", 8},
+                     {"patch", 4},
+                     {"dim", 24},
+                     {"depth", 2},
+                     {"heads", 6},
+                     {"mlp", 20},
+                     {"channels", 1}},
+                    {2, 1, 8, 8}};
+  const std::vector<ScriptModel> models{build(vit, 1), build(vit, 2)};
+  const UnitGroups groups = unit_groups_for(models.front(), "auto", {at::rand(vit.input)});
+  const NetworkStates states = states_of(models);
+  NoProgress progress;
+  std::map<std::string, std::size_t> by_name;
+  for (std::size_t g = 0; g < groups.groups.size(); ++g) by_name[groups.groups[g].name] = g;
+  for (const AttentionHeads heads : {AttentionHeads::kTied, AttentionHeads::kIndependent}) {
+    MatchOptions options = weight_options(MergeMethod::kAlign);
+    options.attention_heads = heads;
+    const MatchResult result = match_units(states, groups, {}, options, progress);
+    std::int64_t inside = 0, strayed = 0;  // units within a head, and those beside another one
+    for (std::size_t g = 0; g < groups.groups.size(); ++g) {
+      const UnitGroup& group = groups.groups[g];
+      if (group.within.empty()) continue;
+      const std::int64_t size = group.units / group.blocks;
+      const auto head = result.matchings[by_name.at(group.within)].unit_of(1);
+      const auto unit = result.matchings[g].unit_of(1);
+      for (std::int64_t u = 0; u < group.units; ++u) {
+        ++inside;
+        if (unit[u] / size != head[u / size]) ++strayed;
+      }
+    }
+    CHECK(inside == 2 * 2 * 24);  // layers, groups each, units
+    CHECK((strayed > 0) == (heads == AttentionHeads::kIndependent));
   }
 }
 
