@@ -221,6 +221,7 @@ TEST_CASE("a finished run is refused, reused or replaced") {
   json config = json::parse(read_bytes(folder / "out" / "config.json"));
   REQUIRE(config.erase("augment_on") == 1);
   REQUIRE(config["data"].erase("draw") == 1);
+  REQUIRE(config["optimizer"].erase("groups") == 1);
   write_bytes(folder / "out" / "config.json", config.dump());
   CHECK(summary_of(train({"--resume"})) == first);
   check_failure(train({"--resume", "--set", "augment_on=device"}), "lookaround-train", 2,

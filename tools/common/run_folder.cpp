@@ -40,18 +40,6 @@ bool is_own_file(const fs::path& out, const fs::path& relative) {
   return true;
 }
 
-/// Gives a configuration of a version before the keys of `present` that it lacks, at their
-/// defaults.
-void add_missing(json& before, const json& present, const json& defaults) {
-  for (const auto& [name, value] : defaults.items()) {
-    if (!present.contains(name)) continue;
-    if (!before.contains(name))
-      before[name] = value;
-    else if (value.is_object() && before[name].is_object() && present[name].is_object())
-      add_missing(before[name], present[name], value);
-  }
-}
-
 }  // namespace
 
 std::optional<json> finished_run(const fs::path& out, const RunFolderFlags& flags,
@@ -59,8 +47,7 @@ std::optional<json> finished_run(const fs::path& out, const RunFolderFlags& flag
   const fs::path results = out / "results.json";
   if (!fs::exists(results)) return std::nullopt;
   if (flags.resume) {
-    json before = read_own_json(out / "config.json");
-    add_missing(before, config, defaults);
+    const json before = with_missing_keys(read_own_json(out / "config.json"), config, defaults);
     if (const auto keys = differing_keys(before, config); !keys.empty()) {
       if (flags.extends && flags.extends(before, config)) return std::nullopt;
       throw Error(ErrorKind::kConfig, out.string(),

@@ -208,6 +208,18 @@ json schema_defaults(const json& schema) {
   return defaults;
 }
 
+json with_missing_keys(json before, const json& present, const json& defaults) {
+  if (!before.is_object()) return before;
+  for (const auto& [name, value] : defaults.items()) {
+    if (!present.contains(name)) continue;
+    if (!before.contains(name))
+      before[name] = value;
+    else if (value.is_object() && present[name].is_object())
+      before[name] = with_missing_keys(before[name], present[name], value);
+  }
+  return before;
+}
+
 std::vector<std::string> differing_keys(const json& a, const json& b) {
   std::set<std::string> keys;
   add_differing_keys(a, b, "", keys);

@@ -37,6 +37,11 @@ nlohmann::json tool_schema(const std::string& tool);
 /// The default values a schema states, as the configuration that spells them out.
 nlohmann::json schema_defaults(const nlohmann::json& schema);
 
+/// `before`, a configuration that an older version wrote, with the keys of `present` that it lacks,
+/// at their `defaults`.
+nlohmann::json with_missing_keys(nlohmann::json before, const nlohmann::json& present,
+                                 const nlohmann::json& defaults);
+
 /// The key paths ("optimizer.lr") of all values in which two configurations differ, sorted. A list
 /// is one value; a key that one of them lacks is null there.
 std::vector<std::string> differing_keys(const nlohmann::json& a, const nlohmann::json& b);

@@ -48,8 +48,9 @@ std::optional<nlohmann::json> finished_result(const TrainConfig& run) {
   std::error_code error;
   if (!fs::exists(path, error)) return std::nullopt;
   const nlohmann::json file = nlohmann::json::parse(read_text(path), nullptr, false);
-  if (!file.is_object() || file.value("config", nlohmann::json()) != lasting_config(run))
-    return std::nullopt;
+  if (!file.is_object() || !file.contains("config")) return std::nullopt;
+  const nlohmann::json present = lasting_config(run);
+  if (completed_config(file["config"], present) != present) return std::nullopt;
   return file.value("result", nlohmann::json());
 }
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <set>
 
+#include "weightsmith/config/config_file.h"
 #include "weightsmith/config/fields.h"
 
 namespace weightsmith {
@@ -58,21 +59,6 @@ std::vector<NormMode> MethodConfig::scored_norm_modes() const {
   return batch_norm_scores;
 }
 
-/// For a list of fields: a list that is left out where it is empty, so that configurations of
-/// versions without the key are the same.
-template <class T>
-struct OptionalList {
-  std::vector<T>& list;
-};
-template <class T>
-void from_config(const ConfigNode& node, OptionalList<T>& list) {
-  detail::read_value(node, list.list);
-}
-template <class T>
-nlohmann::json to_config(const OptionalList<T>& list) {
-  return list.list.empty() ? nlohmann::json() : detail::write_value(list.list);
-}
-
 template <class Fields>
 void fields(Fields& f, TrainDataConfig& c) {
   f("train", c.train);
@@ -99,8 +85,7 @@ void fields(Fields& f, MethodConfig& c) {
   f("r", c.r);
   f("validate_every", c.validate_every);
   f("batch_norm", c.batch_norm);
-  OptionalList<NormMode> scores{c.batch_norm_scores};
-  f("batch_norm_scores", scores);
+  f("batch_norm_scores", c.batch_norm_scores);
 }
 
 template <class Fields>
@@ -124,8 +109,7 @@ void fields(Fields& f, OptimizerConfig& c) {
   f("clip_norm", c.clip_norm);
   f("clip_value", c.clip_value);
   f("accumulate", c.accumulate);
-  OptionalList<ParameterGroup> groups{c.groups};
-  f("groups", groups);
+  f("groups", c.groups);
 }
 
 template <class Fields>
@@ -226,9 +210,11 @@ nlohmann::json lasting_config(const TrainConfig& config) {
     json.erase(key);
   for (const char* set : {"train", "test"})
     if (json["data"].contains(set)) json["data"][set].erase("cache_gb");
-  // Runs of versions that knew no other way go on.
-  if (config.data.draw == DrawMode::kSame) json["data"].erase("draw");
   return json;
+}
+
+nlohmann::json completed_config(const nlohmann::json& saved, const nlohmann::json& present) {
+  return with_missing_keys(saved, present, lasting_config(TrainConfig{}));
 }
 
 MethodConfig TrainConfig::compared_method(std::size_t index) const {

@@ -201,5 +201,8 @@ nlohmann::json to_config(const TrainConfig& config);
 /// What the weights of one run depend on: where a run writes, how it is run, what it is compared
 /// with and what is measured afterwards may change when it is resumed.
 nlohmann::json lasting_config(const TrainConfig& config);
+/// `saved`, the lasting configuration of a run that an older version may have made, with the keys
+/// of `present` that it lacks: at their defaults, as that version had them without knowing.
+nlohmann::json completed_config(const nlohmann::json& saved, const nlohmann::json& present);
 
 }  // namespace weightsmith

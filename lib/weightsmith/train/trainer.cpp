@@ -260,7 +260,7 @@ class Run {
     if (!found) return;
     const std::filesystem::path& path = found->first;
     Checkpoint& saved = found->second;
-    check_same_config(saved.config, state_.config, path);
+    check_same_config(completed_config(saved.config, state_.config), state_.config, path);
     check_same_data(saved.data, state_.data, path);
     step_.load_state(saved, path.string());
     saved.data = state_.data;  // an older one has none

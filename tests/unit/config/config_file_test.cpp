@@ -110,6 +110,16 @@ TEST_CASE("defaults are read off the schema", "[config]") {
   CHECK(schema_defaults(kSchema) == json{{"balance", 0.5}, {"mode", "on"}, {"nested", {{"k", 5}}}});
 }
 
+TEST_CASE("an older configuration has the defaults of the keys it did not know", "[config]") {
+  const json defaults{{"a", 1}, {"b", {{"c", 2}, {"d", 3}}}, {"e", 4}};
+  const json present{{"a", 5}, {"b", {{"c", 2}, {"d", 6}}}};
+  CHECK(with_missing_keys({{"b", {{"c", 7}}}}, present, defaults) ==
+        json{{"a", 1}, {"b", {{"c", 7}, {"d", 3}}}});
+  CHECK(with_missing_keys({{"b", 8}, {"f", 9}}, present, defaults) ==
+        json{{"a", 1}, {"b", 8}, {"f", 9}});
+  CHECK(with_missing_keys({1, 2}, present, defaults) == json{1, 2});  // damaged
+}
+
 TEST_CASE("all keys are named in which configurations differ", "[config]") {
   using Keys = std::vector<std::string>;
   CHECK(differing_keys({{"a", {{"b", 1}, {"c", {1, 2}}}}, {"d", 3}},

@@ -232,6 +232,11 @@ TEST_CASE("a comparison stopped and resumed comes to the same figures", "[train]
   config.compare[1].overrides["k"] = 3;
   std::filesystem::remove_all(config.out / "lookaround");
   CHECK(compare_methods(config, options, progress, ignore)["reused"] == 4);
+  // A version that knew no such list left it as it is by default.
+  const auto file = config.out / "sgd" / "seed-1" / "results.json";
+  nlohmann::json older = nlohmann::json::parse(read_text(file));
+  REQUIRE(older["config"]["optimizer"].erase("groups") == 1);
+  write_text_atomically(file, older.dump());
   CHECK(compare_methods(config, options, progress, ignore)["reused"] == 6);
   config.compare[1].overrides["k"] = 4;
   CHECK(compare_methods(config, options, progress, ignore)["reused"] == 4);

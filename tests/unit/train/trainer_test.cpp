@@ -181,14 +181,25 @@ TEST_CASE("every head learns the labels of the samples that it sees", "[train]")
 TEST_CASE("a run goes on with the way of drawing that it began with", "[train]") {
   const TemporaryFolder folder;
   TrainConfig config = small_config(folder / "run");
-  // As versions wrote it that knew one way.
-  CHECK_FALSE(lasting_config(config)["data"].contains("draw"));
   train_quietly(config);
-  config.data.draw = DrawMode::kIndependent;
   NoProgress progress;
-  expect_error(ErrorKind::kConfig, {"data.draw"}, [&] {
-    train(config, {at::kCPU, true}, progress);
-  });
+  const auto refuse_other_way = [&] {
+    TrainConfig other = config;
+    other.data.draw = DrawMode::kIndependent;
+    expect_error(ErrorKind::kConfig, {"data.draw"}, [&] {
+      train(other, {at::kCPU, true}, progress);
+    });
+  };
+  refuse_other_way();
+  // As versions wrote it that knew one way, and no groups.
+  for (const auto& path : checkpoints_in(config.out)) {
+    Checkpoint older = read_checkpoint(path);
+    REQUIRE(older.config["data"].erase("draw") == 1);
+    REQUIRE(older.config["optimizer"].erase("groups") == 1);
+    write_checkpoint(config.out, older, 2);
+  }
+  refuse_other_way();
+  train(config, {at::kCPU, true}, progress);
 }
 
 TEST_CASE("augmentations that do not fit the data are refused before anything is removed",
