@@ -241,6 +241,10 @@ TEST_CASE("a finished run is refused, reused or replaced") {
   CHECK(written() != when);
   CHECK(json::parse(read_bytes(folder / "out" / "results.json")) == second);
   CHECK_FALSE(std::filesystem::exists(folder / "out" / "checkpoint-000002-00000000.safetensors"));
+
+  // A section that is asked for later, though with its defaults, was not there before.
+  const json flat = summary_of(train({"--resume", "--set", "epochs=1", "--set", "flatness={}"}));
+  CHECK(flat["flatness"]["top_eigenvalue"].is_number());
 }
 
 TEST_CASE("a dry run of the trainer checks, plans and writes nothing") {

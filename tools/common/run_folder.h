@@ -19,7 +19,8 @@ struct RunFolderFlags {
 
 /// A finished run is never mixed with another: refused, reused (its summary is returned), gone
 /// on with where it `extends` or, with `overwrite`, free to be replaced. A key that a former
-/// version did not have stands at what `defaults` (schema_defaults) states for it. Throws
+/// version did not have, but its section, stands at what `defaults` (schema_defaults) states for
+/// it. Throws
 /// Error{kConfig} for a run of another configuration, and Error{kInput} when what it left cannot be
 /// read.
 std::optional<nlohmann::json> finished_run(const std::filesystem::path& out,

@@ -212,10 +212,11 @@ json with_missing_keys(json before, const json& present, const json& defaults) {
   if (!before.is_object()) return before;
   for (const auto& [name, value] : defaults.items()) {
     if (!present.contains(name)) continue;
-    if (!before.contains(name))
-      before[name] = value;
-    else if (value.is_object() && present[name].is_object())
+    if (!value.is_object()) {
+      if (!before.contains(name)) before[name] = value;
+    } else if (before.contains(name) && present[name].is_object()) {
       before[name] = with_missing_keys(before[name], present[name], value);
+    }
   }
   return before;
 }

@@ -38,7 +38,8 @@ nlohmann::json tool_schema(const std::string& tool);
 nlohmann::json schema_defaults(const nlohmann::json& schema);
 
 /// `before`, a configuration that an older version wrote, with the keys of `present` that it lacks,
-/// at their `defaults`.
+/// at their `defaults`. A section that it lacks as a whole stays out: it may be one that was not
+/// asked for.
 nlohmann::json with_missing_keys(nlohmann::json before, const nlohmann::json& present,
                                  const nlohmann::json& defaults);
 

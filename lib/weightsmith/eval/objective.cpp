@@ -241,10 +241,8 @@ at::Tensor Objective::loss(const at::Tensor& outputs, const at::Tensor& labels,
   at::Tensor targets = labels;
   if (barred_.defined()) {
     // Only the columns that compete: label smoothing would give the others a share of infinity.
-    const at::Tensor columns = barred_.logical_not().nonzero().squeeze(1);
-    const at::Tensor position = barred_.logical_not().cumsum(0) - 1;
-    competing = competing.index_select(1, columns.to(competing.device()));
-    targets = position.to(labels.device()).index_select(0, labels);
+    competing = competing.index_select(1, competing_.to(competing.device()));
+    targets = position_.to(labels.device()).index_select(0, labels);
   }
   return at::cross_entropy_loss(competing, targets, /*weight=*/{}, at::Reduction::Mean,
                                 /*ignore_index=*/-100, config_.label_smoothing);
@@ -257,11 +255,14 @@ Objective Objective::restricted_to(const std::vector<std::int64_t>& classes) con
     WS_CHECK(c >= 0 && c < classes_);
     restricted.barred_[c] = false;
   }
+  restricted.competing_ = restricted.barred_.logical_not().nonzero().squeeze(1);
+  restricted.position_ = restricted.barred_.logical_not().cumsum(0) - 1;
   return restricted;
 }
 
 void Objective::to(at::Device device) {
-  if (embeddings_.defined()) embeddings_ = embeddings_.to(device);
+  for (at::Tensor* own : {&embeddings_, &barred_, &competing_, &position_})
+    if (own->defined()) *own = own->to(device);
 }
 
 }  // namespace weightsmith

@@ -99,11 +99,15 @@ void BaseOptimizer::step_by_operators(std::int64_t head, double lr) {
 }
 
 std::size_t BaseOptimizer::end_of_run(std::size_t first, std::int64_t* counts) const {
+  // Enough to keep a GPU busy for longer than it takes to ask for the next; operators need memory
+  // of this size several times.
+  constexpr std::int64_t kMost = std::int64_t{4} << 20;  // values
   const std::int64_t before = counts[first];
   std::size_t end = first;
-  for (; end < options_.size(); ++end) {
+  for (std::int64_t size = 0; end < options_.size(); ++end) {
+    size += arena_.segments()[end].numel;
     if (!arena_.parameters()[end].grad().defined() || counts[end] != before ||
-        options_[end] != options_[first])
+        options_[end] != options_[first] || (end > first && size > kMost))
       break;
     ++counts[end];
   }

@@ -39,8 +39,8 @@ class BaseOptimizer {
   void step(std::int64_t head, double lr);
 
   /// The same by tensor operations, on any device, up to the rounding of fused products: the
-  /// gradients of neighbouring parameters that are stepped alike are laid beside each other, and
-  /// all of these take as many operations as one.
+  /// gradients of neighbouring parameters that are stepped alike are laid beside each other, some
+  /// million values at a time, and take as many operations as those of one.
   void step_by_operators(std::int64_t head, double lr);
 
   /// Everything that a later step depends on beside the arena's values: `counts` (heads,

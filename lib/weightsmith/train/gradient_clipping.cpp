@@ -18,8 +18,10 @@ void clip_gradients(const std::vector<at::Tensor>& parameters, std::optional<dou
     squares = squares.defined() ? squares + own : own;
   }
   if (!squares.defined()) return;
-  // Stays on the device, which need not be waited for.
-  const at::Tensor factor = at::full({}, *norm, squares.options()).div(squares.sqrt()).clamp_max(1);
+  const at::Tensor length = squares.sqrt();
+  if (length.is_cpu() && !(length.item<double>() > *norm)) return;
+  // On a GPU it stays there, so that nothing waits for it.
+  const at::Tensor factor = at::full({}, *norm, length.options()).div(length).clamp_max(1);
   for (const at::Tensor& parameter : parameters)
     if (at::Tensor gradient = parameter.grad(); gradient.defined()) gradient.mul_(factor);
 }

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "weightsmith/core/error.h"
+#include "weightsmith/model/jit_runtime.h"
 
 namespace weightsmith {
 
@@ -34,7 +35,7 @@ void StepLosses::add(const at::Tensor& mean, double share) {
 std::vector<double> StepLosses::take(bool all) {
   if (steps_.empty() || (!all && steps_.size() < together_)) return {};
   if (!means_.empty()) {
-    const at::Tensor read = at::stack(means_).to(at::kCPU, at::kDouble);
+    const at::Tensor read = read_means();
     const double* const value = read.data_ptr<double>();
     for (std::size_t p = 0; p < parts_.size(); ++p)
       sums_[parts_[p].step] += parts_[p].share * checked(value[p], parts_[p].step);
@@ -43,6 +44,18 @@ std::vector<double> StepLosses::take(bool all) {
   parts_.clear();
   steps_.clear();
   return std::exchange(sums_, {});
+}
+
+/// On the CPU. Here it shows what failed on the device since the last reading.
+at::Tensor StepLosses::read_means() const {
+  try {
+    return at::stack(means_).to(at::kCPU, at::kDouble);
+  } catch (...) {
+    throw_jit_error(
+        ErrorKind::kInput, where_,
+        fmt::format("a training step failed between {} and {}", steps_.front(), steps_.back()),
+        "lower batch_size where memory ran out");
+  }
 }
 
 double StepLosses::checked(double value, std::size_t step) const {

@@ -10,7 +10,7 @@ namespace weightsmith {
 
 /// The losses of a training's steps, read from the device several at a time: reading one waits
 /// until the device has done all that it was given, and it would idle while the next step is given
-/// to it.
+/// to it. What throws leaves an object that is good for nothing more.
 class StepLosses {
  public:
   /// Losses are read when those of `together` steps wait, with 1 as soon as they are added. `where`
@@ -24,8 +24,9 @@ class StepLosses {
   void add(const at::Tensor& mean, double share);
 
   /// The steps' losses that were read and not taken yet, in order: empty while too few wait, unless
-  /// `all` are asked for. Call it between steps. Throws Error{kNumeric} naming the first step whose
-  /// loss is not finite.
+  /// `all` are asked for. Throws Error{kNumeric} naming the first step whose loss is not finite, or
+  /// Error{kInput} (Error{kNumeric} where memory ran out) naming the steps since the last reading
+  /// when one of them failed on the device.
   std::vector<double> take(bool all);
 
  private:
@@ -34,6 +35,7 @@ class StepLosses {
     std::size_t step;  // in steps_
   };
 
+  at::Tensor read_means() const;
   double checked(double value, std::size_t step) const;
 
   std::size_t together_;

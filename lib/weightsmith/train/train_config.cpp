@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <limits>
 #include <set>
 
 #include "weightsmith/config/config_file.h"
@@ -214,7 +215,10 @@ nlohmann::json lasting_config(const TrainConfig& config) {
 }
 
 nlohmann::json completed_config(const nlohmann::json& saved, const nlohmann::json& present) {
-  return with_missing_keys(saved, present, lasting_config(TrainConfig{}));
+  TrainConfig defaults;
+  defaults.data.test.emplace();
+  defaults.distillation.emplace();
+  return with_missing_keys(saved, present, lasting_config(defaults));
 }
 
 MethodConfig TrainConfig::compared_method(std::size_t index) const {
@@ -277,7 +281,8 @@ void validate_optimizer(const OptimizerConfig& o) {
       "optimizer.nesterov", "needs momentum above 0 and dampening 0");
   require(o.beta1 >= 0 && o.beta1 < 1, "optimizer.beta1", "must lie in [0, 1)");
   require(o.beta2 >= 0 && o.beta2 < 1, "optimizer.beta2", "must lie in [0, 1)");
-  require(is_positive(o.epsilon), "optimizer.epsilon", "must be positive");
+  require(is_positive(o.epsilon) && o.epsilon >= std::numeric_limits<float>::min(),
+          "optimizer.epsilon", "must be positive, also as a float32");
   require(!o.clip_norm || is_positive(*o.clip_norm), "optimizer.clip_norm", "must be positive");
   require(!o.clip_value || is_positive(*o.clip_value), "optimizer.clip_value", "must be positive");
   require(o.accumulate >= 1, "optimizer.accumulate", "must be at least 1");

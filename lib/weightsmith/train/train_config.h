@@ -202,7 +202,8 @@ nlohmann::json to_config(const TrainConfig& config);
 /// with and what is measured afterwards may change when it is resumed.
 nlohmann::json lasting_config(const TrainConfig& config);
 /// `saved`, the lasting configuration of a run that an older version may have made, with the keys
-/// of `present` that it lacks: at their defaults, as that version had them without knowing.
+/// of `present` that it lacks: at their defaults, as that version had them without knowing
+/// (with_missing_keys).
 nlohmann::json completed_config(const nlohmann::json& saved, const nlohmann::json& present);
 
 }  // namespace weightsmith

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <functional>
 #include <map>
 #include <memory>
@@ -28,6 +27,7 @@
 #include "weightsmith/model/script_model.h"
 #include "weightsmith/report/event_file.h"
 #include "weightsmith/tensor/safetensors.h"
+#include "weightsmith/train/best_epoch.h"
 #include "weightsmith/train/checkpoint.h"
 #include "weightsmith/train/curves.h"
 #include "weightsmith/train/distillation.h"
@@ -263,7 +263,8 @@ class Run {
     check_same_config(completed_config(saved.config, state_.config), state_.config, path);
     check_same_data(saved.data, state_.data, path);
     step_.load_state(saved, path.string());
-    saved.data = state_.data;  // an older one has none
+    saved.config = state_.config;  // an older one lacks keys
+    saved.data = state_.data;      // and has none
     state_ = std::move(saved);
     result_.resumed_from = state_.position;
   }
@@ -426,7 +427,8 @@ class Run {
     row[set] = evaluation_json(evaluation);
     if (is_asked_for(own)) by_mode[enum_name(own)] = row[set];
     if (!by_mode.is_null()) row[set + "_by_batch_norm"] = std::move(by_mode);
-    if (data_.validation) keep_if_best(evaluation);
+    // What may be interrupted comes before: the same epoch is then scored again, alike.
+    if (data_.validation) keep_if_best(state_, model_, evaluation);
   }
 
   bool is_asked_for(NormMode mode) const {
@@ -442,22 +444,6 @@ class Run {
       const ShowResult shown(*this, mode);
       action(mode);
     }
-  }
-
-  /// A copy of the network that is shown, if no epoch before was as good. Scoring is what may be
-  /// interrupted: then the same epoch is scored again, alike.
-  void keep_if_best(const Evaluation& evaluation) {
-    if (!std::isfinite(evaluation.loss)) return;
-    if (!state_.best.is_null()) {
-      const Evaluation best = evaluation_from_json(state_.best.at("validation"));
-      if (evaluation.errors ? evaluation.loss >= best.loss : evaluation.correct <= best.correct)
-        return;
-    }
-    state_.best = {{"epoch", state_.position.epoch + 1},
-                   {"validation", evaluation_json(evaluation)}};
-    state_.best_weights.clear();
-    for (const auto& [name, tensor] : model_.state_dict())
-      state_.best_weights.emplace(name, tensor.detach().clone());
   }
 
   void show_result(NormMode mode) {
@@ -561,14 +547,7 @@ class Run {
 
   /// Shows the network of the best epoch from now on.
   void finish_best() {
-    const at::NoGradGuard no_grad;
-    for (const auto& [name, tensor] : model_.state_dict()) {
-      at::Tensor target = tensor;
-      target.copy_(state_.best_weights.at(name));
-    }
-    BestEpoch& best = result_.best.emplace();
-    best.epoch = state_.best.at("epoch").get<std::int64_t>();
-    best.validation = evaluation_from_json(state_.best.at("validation"));
+    BestEpoch& best = result_.best.emplace(show_best(state_, model_));
     if (data_.test) best.test = score(*data_.test);
     best.model = config_.out / "model-best.pt";
     save(best.model);

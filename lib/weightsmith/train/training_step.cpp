@@ -15,6 +15,15 @@
 #include "weightsmith/train/gradient_clipping.h"
 
 namespace weightsmith {
+namespace {
+
+/// A GPU fetches from memory that stays in its place while the host goes on.
+at::Tensor sent(const at::Tensor& values, at::Device device) {
+  if (!device.is_cuda() || values.is_cuda()) return values.to(device);
+  return values.pin_memory().to(device, /*non_blocking=*/true);
+}
+
+}  // namespace
 
 TrainingStep::TrainingStep(const TrainConfig& config, const TrainingParts& parts)
     : config_(config), parts_(parts), losses_(parts.losses_together, parts.model.where()) {}
@@ -29,27 +38,32 @@ std::vector<double> TrainingStep::run(const Batch& batch, std::size_t view, doub
   losses_.begin(here);
   try {
     backward(batch, view);
+    make_step(lr);
   } catch (...) {
+    losses_.take(/*all=*/true);  // one that was lost before says more
     throw_jit_error(ErrorKind::kInput, parts_.model.where(), "the training step failed at " + here,
                     "lower batch_size where memory ran out");
   }
-  if (parts_.loss_scale != nullptr && !parts_.loss_scale->unscale(parts_.arena.parameters())) {
-    parts_.method.skip_step();
-    return losses_.take(/*all=*/false);
-  }
-  const OptimizerConfig& optimizer = config_.optimizer;
-  clip_gradients(parts_.arena.parameters(), optimizer.clip_norm, optimizer.clip_value);
-  parts_.method.step(lr);
   return losses_.take(/*all=*/false);
+}
+
+void TrainingStep::make_step(double lr) {
+  const std::vector<at::Tensor>& parameters = parts_.arena.parameters();
+  if (parts_.loss_scale != nullptr && !parts_.loss_scale->unscale(parameters)) {
+    parts_.method.skip_step();
+    return;
+  }
+  clip_gradients(parameters, config_.optimizer.clip_norm, config_.optimizer.clip_value);
+  parts_.method.step(lr);
 }
 
 /// Adds the gradients of the batch's mean loss, part by part, to the parameters'.
 void TrainingStep::backward(const Batch& batch, std::size_t view) {
-  at::Tensor inputs = batch.views[view].to(parts_.device);
+  at::Tensor inputs = sent(batch.views[view], parts_.device);
   if (parts_.channels_last) inputs = inputs.contiguous(at::MemoryFormat::ChannelsLast);
-  const at::Tensor labels = batch.labels[view].to(parts_.device);
+  const at::Tensor labels = sent(batch.labels[view], parts_.device);
   Mixing mixing = batch.mixing[view];
-  if (mixing.labels.defined()) mixing.labels = mixing.labels.to(parts_.device);
+  if (mixing.labels.defined()) mixing.labels = sent(mixing.labels, parts_.device);
   const std::int64_t samples = labels.size(0);
   const std::int64_t parts = std::clamp<std::int64_t>(samples / 2, 1, config_.optimizer.accumulate);
   for (std::int64_t p = 0; p < parts; ++p) {

@@ -37,6 +37,7 @@ struct TrainingParts {
 };
 
 /// The steps of a training: forward, loss, backward, and what the method makes of the gradients.
+/// One that threw is not to be gone on with.
 class TrainingStep {
  public:
   /// `config`: optimizer and seed are read.
@@ -65,6 +66,7 @@ class TrainingStep {
 
  private:
   void backward(const Batch& batch, std::size_t view);
+  void make_step(double lr);
 
   const TrainConfig& config_;
   TrainingParts parts_;

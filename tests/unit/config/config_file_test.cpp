@@ -117,6 +117,10 @@ TEST_CASE("an older configuration has the defaults of the keys it did not know",
         json{{"a", 1}, {"b", {{"c", 7}, {"d", 3}}}});
   CHECK(with_missing_keys({{"b", 8}, {"f", 9}}, present, defaults) ==
         json{{"a", 1}, {"b", 8}, {"f", 9}});
+  // A section may have been left out because it was not wanted.
+  CHECK(with_missing_keys({{"a", 2}}, present, defaults) == json{{"a", 2}});
+  CHECK(with_missing_keys({{"a", 2}, {"b", nullptr}}, present, defaults) ==
+        json{{"a", 2}, {"b", nullptr}});
   CHECK(with_missing_keys({1, 2}, present, defaults) == json{1, 2});  // damaged
 }
 

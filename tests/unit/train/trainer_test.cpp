@@ -200,6 +200,10 @@ TEST_CASE("a run goes on with the way of drawing that it began with", "[train]")
   }
   refuse_other_way();
   train(config, {at::kCPU, true}, progress);
+  for (const auto& path : checkpoints_in(config.out))
+    if (read_checkpoint(path).position.epoch == config.epochs) std::filesystem::remove(path);
+  train(config, {at::kCPU, true}, progress);
+  CHECK(read_checkpoint(checkpoints_in(config.out).front()).config == lasting_config(config));
 }
 
 TEST_CASE("augmentations that do not fit the data are refused before anything is removed",
