@@ -2,7 +2,7 @@
 """Compares the ways to merge networks that know different classes of CIFAR-10.
 
     scripts/cifar_pairs.py --cifar FOLDER [--network resnet20] [--width 1] [--models 2] [--pairs 3] [--epochs 20]
-                           [--cuts layer3,layer2] [DIR]
+                           [--cuts layer3,layer2] [--balances 0.1,0.9] [DIR]
 
 FOLDER holds the binary version of CIFAR-10; without it the study is skipped with a message. A pair draws a division of
 the ten classes at random, trains a network on each part, each from a seed of its own, and merges them in every way. All
@@ -10,6 +10,8 @@ have one head: 512 outputs compared with fixed random unit vectors, one a class.
 holds already, trained alike, are not trained again; two are trained at a time, on a thread each.
 
 Wide networks of whole images want a GPU: --width 4 --pixels 32 --images 50000 --batch 256 --epochs 200 --device cuda.
+
+Dual space is tried at balance 0.5 and at those of --balances (the share of weight space).
 
 With --cuts networks are also merged up to each of these submodules alone; what follows stays each network's own.
 
@@ -33,12 +35,18 @@ NETWORKS = {
     "group-norm": {"builtin": "resnet20", "options": {"norm": "group", "groups": 4, "outputs": 512}},
     "vit": {"builtin": "vit", "options": {**ARCHITECTURES["vit"]["options"], "outputs": 512}},
 }
-WAYS = [{"method": "average"}] + [
-    {"method": method, "space": space, **({"balance": 0.5} if space == "dual" else {})}
-    for method in ("align", "zip") for space in ("weight", "activation", "dual")]
+SPACES = ["weight", "activation"]
 COMPARED = [("zip-dual-0.5", "align-dual-0.5"), ("zip-dual-0.5", "average"),
             *((f"{method}-dual-0.5", f"{method}-{space}") for method in ("align", "zip")
-              for space in ("weight", "activation"))]
+              for space in SPACES)]
+
+
+def ways(balances: list[float]) -> list[dict]:
+    """What `compare` of mudsc-merge takes: every way to merge, dual space at each balance."""
+    return [{"method": "average"}] + [
+        {"method": method, **space} for method in ("align", "zip")
+        for space in [*({"space": space} for space in SPACES),
+                      *({"space": "dual", "balance": balance} for balance in balances)]]
 
 
 def main() -> int:
@@ -55,6 +63,7 @@ def main() -> int:
     parser.add_argument("--lr", type=float, default=0.1, help="of a ResNet; a transformer's Adam takes a fiftieth")
     parser.add_argument("--device", default="cpu", help="of all training and merging")
     parser.add_argument("--cuts", default="", help="submodules, separated by commas")
+    parser.add_argument("--balances", default="", help="of dual space beside 0.5, separated by commas")
     options = parser.parse_args()
     images, test = cifar(options.cifar, "train")[:options.images], cifar(options.cifar, "test")
     folder = options.folder.resolve()
@@ -69,6 +78,7 @@ def main() -> int:
         network["options"]["width"] = options.width
     else:
         network["options"]["image"] = options.pixels
+    compared = ways(sorted({0.5, *map(float, filter(None, options.balances.split(",")))}))
     sized = functools.partial(data, resize=options.pixels)
     train = Trainer(options.tools, folder, options.epochs, files["test"], batch_size=options.batch,
                     device=options.device)
@@ -86,7 +96,7 @@ def main() -> int:
         """Of the pair, merged in every way up to the cut; see scores_of()."""
         sets = [{"name": f"part {i + 1}", "data": sized(files["test"], classes=part), "candidates": "data",
                  **({} if cut == WHOLE else {"head": f"part {i + 1}"})} for i, part in enumerate(parts)]
-        config = {"models": models, "compare": WAYS, "activations": {"data": sized(files["few"])},
+        config = {"models": models, "compare": compared, "activations": {"data": sized(files["few"])},
                   "device": options.device,
                   **({} if cut == WHOLE else {"partial": {"until": cut}}),
                   "evaluation": {"objective": HEAD,
