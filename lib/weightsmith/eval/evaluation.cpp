@@ -74,14 +74,14 @@ class SampleSums {
 /// What is added up over batches of a classification.
 class ClassificationSums {
  public:
-  /// `probabilities`: their logarithms (B, classes).
+  /// `log_probabilities` (B, classes) on any device, `labels` (B) on the CPU.
   void add(const at::Tensor& log_probabilities, const at::Tensor& labels) {
-    const at::Tensor own = labels.to(log_probabilities.device());
-    const at::Tensor right = log_probabilities.argmax(1).eq(own);
-    samples_ += own.size(0);
+    const at::Tensor here = log_probabilities.to(at::kCPU);  // once: each number waits for a GPU
+    const at::Tensor right = here.argmax(1).eq(labels);
+    samples_ += labels.size(0);
     correct_ += right.sum().item<std::int64_t>();
-    loss_ -= log_probabilities.gather(1, own.unsqueeze(1)).sum(at::kDouble).item<double>();
-    calibration_.add(log_probabilities.amax({1}).exp(), right);
+    loss_ -= here.gather(1, labels.unsqueeze(1)).sum(at::kDouble).item<double>();
+    calibration_.add(here.amax({1}).exp(), right);
   }
 
   Evaluation result() const {
