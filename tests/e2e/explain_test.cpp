@@ -151,6 +151,28 @@ TEST_CASE("a copy that --permuted writes computes the same and is merged back ex
   }
 }
 
+TEST_CASE("archives of any float type are explained in float32, and permuted in their own") {
+  const TemporaryFolder folder;
+  const fs::path path = save_mlp(folder / "net.pt", 1);
+  const json wanted = explain(path);
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16, at::kDouble}) {
+    ScriptModel model = load_archive(path);
+    model.module().to(type);
+    const fs::path other = folder / (std::string(at::toString(type)) + ".pt");
+    model.save(other);
+    INFO(other);
+    const fs::path copy = folder / "copy.pt";
+    CHECK(explain(other, {"--permuted", copy.string()})["groups"] == wanted["groups"]);
+    const TensorMap permuted = load_archive(copy).state_dict();
+    const at::Tensor& weight = permuted.at("fc1.weight");
+    CHECK(weight.scalar_type() == type);
+    const at::Tensor before = model.state_dict().at("fc1.weight");
+    CHECK_FALSE(at::equal(weight, before));
+    CHECK(at::equal(std::get<0>(weight.to(at::kFloat).flatten().sort()),
+                    std::get<0>(before.to(at::kFloat).flatten().sort())));
+  }
+}
+
 TEST_CASE("a group that changes the outputs is named, pinned in what is written, and ends with 5") {
   const TemporaryFolder folder;
   const fs::path model = save_mlp(folder / "mlp.pt", 6);

@@ -10,6 +10,7 @@
 #include "weightsmith/graph/derive_groups.h"
 #include "weightsmith/graph/proof.h"
 #include "weightsmith/graph/unit_orders.h"
+#include "weightsmith/merge/networks.h"
 #include "weightsmith/model/example_input.h"
 #include "weightsmith/model/network_parts.h"
 #include "weightsmith/report/table.h"
@@ -106,15 +107,17 @@ void pin_failed(GroupDerivation& d, const std::vector<std::string>& failed) {
   d = std::move(kept);
 }
 
-/// The same function with its units in random places: what a matching has to undo.
-void save_permuted(const ScriptModel& model, const UnitGroups& groups, Run& run,
-                   const std::string& path) {
+/// The same function with its units in random places: what a matching has to undo. `types`: of the
+/// archive.
+void save_permuted(const ScriptModel& model, const DataTypes& types, const UnitGroups& groups,
+                   Run& run, const std::string& path) {
   Rng rng(static_cast<std::uint64_t>(run.settings().seed), {0x7065726d});
   ScriptModel copy = model.clone();
   const TensorMap state = copy.state_dict();
   const at::NoGradGuard no_grad;
   for (const auto& [name, value] : permuted_state(state, groups, random_orders(groups, rng)))
     state.at(name).copy_(value);
+  convert_back(copy, types, "permuted weights");
   copy.save(path);
 }
 
@@ -124,11 +127,13 @@ json explain(const ExplainFlags& flags, Run& run) {
   LoadOptions load;
   load.device = run.settings().device;
   load.trust = run.settings().trust;
-  const ScriptModel model = ScriptModel::load(ref, load);
+  ScriptModel model = ScriptModel::load(ref, load);
+  const DataTypes types = convert_to_float32(model);
   std::vector<ScriptModel> others;
   for (const std::string& path : flags.others) {
     ref.script = path;
     others.push_back(ScriptModel::load(ref, load));
+    convert_to_float32(others.back());
   }
   std::vector<const ScriptModel*> all{&model};
   for (const ScriptModel& other : others) all.push_back(&other);
@@ -189,7 +194,7 @@ json explain(const ExplainFlags& flags, Run& run) {
                      {"precision", proof.precision},
                      {"weak_outputs", proof.weak_outputs},
                      {"failed", proof.failed}};
-  if (!flags.permuted.empty()) save_permuted(model, derived.groups, run, flags.permuted);
+  if (!flags.permuted.empty()) save_permuted(model, types, derived.groups, run, flags.permuted);
   if (!flags.out.empty()) write_text_atomically(flags.out, result.dump(2) + "\n");
   if (flags.json) return result;
   run.show(readable(derived, proof));

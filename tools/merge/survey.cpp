@@ -90,7 +90,8 @@ Survey::Survey(const MergeConfig& config, Run& run, const ScoreBoard& board, con
       options_(board.options()) {
   const auto& wanted = landscape_.sets;
   for (const ScoredSet& set : board.sets())
-    if (wanted.empty() || std::find(wanted.begin(), wanted.end(), set.name) != wanted.end())
+    if (wanted.empty() ? !set.objective->is_regression()
+                       : std::find(wanted.begin(), wanted.end(), set.name) != wanted.end())
       sets_.push_back(&set);
 }
 

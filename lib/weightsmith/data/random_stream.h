@@ -20,6 +20,7 @@ enum RandomStream : std::uint64_t {
   kMixingStream = 10,     ///< (seed, epoch, batch, pipeline): mixup and cutmix
   kFlatnessStream = 11,   ///< (seed): samples and directions that flatness is measured with
   kOwnOrderStream = 12,   ///< (seed, epoch, pipeline): order of an epoch for one pipeline alone
+  kNormOrderStream = 13,  ///< (0): order of samples that batch-norm statistics are taken in
 };
 
 }  // namespace weightsmith

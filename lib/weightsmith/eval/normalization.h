@@ -16,7 +16,9 @@ namespace weightsmith {
 /// UAI 2018, section 3.2). Batches flow through the network normalised by their own statistics, as
 /// in training; the new running mean and (unbiased) variance of a layer are those of all its inputs
 /// over the set, batches merged exactly in double, with no momentum and whatever the batches'
-/// sizes. A last batch of one sample has no variance and is left out. A batch norm without running
+/// sizes. Where neighbours are mostly of one class, samples are taken in a random order, always the
+/// same, so that every batch looks like the set; else in their own. A last batch of one sample has
+/// no variance and is left out. A batch norm without running
 /// statistics is not touched; `num_batches_tracked` stays. Works for archives traced in eval mode
 /// as well. Returns the number of layers reset; 0 without batch norm. Throws naming the network and
 /// the first layer whose inputs are not finite (Error{kNumeric}) or are one observation a channel

@@ -9,6 +9,7 @@
 #include "weightsmith/core/error.h"
 #include "weightsmith/core/rng.h"
 #include "weightsmith/data/random_stream.h"
+#include "weightsmith/tensor/first_row.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -151,8 +152,13 @@ Objective::Objective(const ObjectiveConfig& config, std::int64_t classes)
                               ? make_random_embeddings(*config.random_embeddings, classes)
                               : read_embeddings(config.embeddings, classes);
   const at::Tensor norms = rows.norm(2, {1}, /*keepdim=*/true);
-  if (!at::isfinite(norms).all().item<bool>() || !(norms > 0).all().item<bool>())
-    throw Error(ErrorKind::kInput, config.embeddings.string(), "an embedding is zero or not finite",
+  if (const auto row = first_row_where(at::isfinite(norms).logical_not()))
+    throw Error(ErrorKind::kNumeric, config.embeddings.string(),
+                fmt::format("the embedding of class {} is not finite", *row),
+                "every class needs a direction");
+  if (const auto row = first_row_where(norms == 0))
+    throw Error(ErrorKind::kInput, config.embeddings.string(),
+                fmt::format("the embedding of class {} is zero", *row),
                 "every class needs a direction");
   embeddings_ = rows.div(norms).to(at::kFloat);
 }

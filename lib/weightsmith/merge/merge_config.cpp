@@ -330,6 +330,9 @@ void validate_evaluation(const MergeConfig& c) {
     if (set.name == "similarity")
       fail("evaluation.sets", "a set is called \"similarity\", which means something to select_on",
            "rename it");
+    if (set.name == "task_average")
+      fail("evaluation.sets", "a set is called \"task_average\", as the mean over tasks is",
+           "rename it");
     known += ", " + set.name;
     if (!c.evaluation.objective_of(set).is_regression()) continue;
     if (set.candidates || set.task.value_or(false))
@@ -382,12 +385,17 @@ void validate_landscape(const MergeConfig& c) {
                      [&](const EvaluationSet& set) { return set.name == name; }))
       fail("landscape.sets", fmt::format("there is no evaluation set \"{}\"", name),
            "name one of evaluation.sets");
+  const auto is_regression = [&c](const EvaluationSet& set) {
+    return c.evaluation.objective_of(set).is_regression();
+  };
   for (const EvaluationSet& set : c.evaluation.sets)
-    if (c.evaluation.objective_of(set).is_regression() &&
-        (l.sets.empty() || std::find(l.sets.begin(), l.sets.end(), set.name) != l.sets.end()))
+    if (is_regression(set) && std::find(l.sets.begin(), l.sets.end(), set.name) != l.sets.end())
       fail("landscape.sets",
            fmt::format("\"{}\" is a regression, and landscapes show accuracies", set.name),
            "name the other sets");
+  if (std::all_of(c.evaluation.sets.begin(), c.evaluation.sets.end(), is_regression))
+    fail("landscape", "all sets are regressions, and landscapes show accuracies",
+         "add another one under evaluation.sets");
   if (l.repair && c.normalization.mode != NormalizationMode::kRepair)
     fail("landscape.repair", "the merged network's activations are not repaired",
          "set normalization.mode to repair, or landscape.repair to false");

@@ -218,8 +218,9 @@ void try_other_widths(const ScriptModel& merged, const ScriptModel& original,
   if (inputs.empty()) return;
   const at::NoGradGuard no_grad;
   const std::string advice =
-      "its graph may have the widths built in: export the models by scripting instead of tracing, "
-      "or keep the width";
+      "its graph may have the widths built in, as tracing and the builtin vit have them: export "
+      "the "
+      "models by scripting, or keep the width";
   const auto outputs_of = [&](const ScriptModel& model) {
     return tensors_in(GraphRunner(model.module(), model.where()).run(inputs));
   };

@@ -165,6 +165,8 @@ TEST_CASE("rules of sweeps, shares and landscapes name the key", "[config]") {
           {{"select_on", "t"}, {"evaluation", {{"sets", {{{"name", "t"}, {"data", file}}}}}}});
   refused({"evaluation.sets", "similarity"},
           {{"evaluation", {{"sets", {{{"name", "similarity"}, {"data", file}}}}}}});
+  refused({"evaluation.sets", "task_average"},
+          {{"evaluation", {{"sets", {{{"name", "task_average"}, {"data", file}}}}}}});
   refused({"share", "3 shares for 2 models"}, {{"share", {0.2, 0.3, 0.5}}});
   refused({"share", "not positive"}, {{"share", {1, 0}}});
   refused({"matching", "compare"},
@@ -179,6 +181,19 @@ TEST_CASE("rules of sweeps, shares and landscapes name the key", "[config]") {
   refused({"landscape.sets", "jiont"}, {{"landscape", {{"sets", {"jiont"}}}}});
   refused({"landscape", "evaluation.sets"},
           {{"evaluation", {{"sets", json::array()}}}, {"landscape", json::object()}});
+  const json image = {{"name", "image"},
+                      {"objective", {{"type", "regression"}, {"target", "image"}}},
+                      {"data", {{"split", "test"}}}};
+  refused({"landscape", "all sets are regressions"},
+          {{"evaluation", {{"sets", {image}}}}, {"landscape", json::object()}});
+  const json both{{{"name", "joint"}, {"data", {{"split", "test"}}}}, image};
+  refused({"landscape.sets", "\"image\" is a regression"},
+          {{"evaluation", {{"sets", both}}}, {"landscape", {{"sets", {"image"}}}}});
+  // Not named, it is left out.
+  CHECK_NOTHROW(read({{"models", {"a.pt", "b.pt"}},
+                      {"activations", {{"data", {{"split", "train"}}}}},
+                      {"evaluation", {{"sets", both}}},
+                      {"landscape", json::object()}}));
 }
 
 TEST_CASE("shares are normalised, and equal where none are given", "[config]") {

@@ -44,6 +44,34 @@ TEST_CASE("the first layer's statistics are those of the whole set, whatever the
   }
 }
 
+TEST_CASE("samples that come class by class give the statistics of mixed batches", "[merge]") {
+  at::manual_seed(6);
+  Dataset sorted = random_images(120);
+  sorted.labels = at::arange(120).floor_divide(40);
+  sorted.classes = 3;
+  // A brightness and a contrast a class.
+  sorted.images = at::randn({120, 1, 8, 8}) * (sorted.labels + 1).view({120, 1, 1, 1}) +
+                  3 * sorted.labels.view({120, 1, 1, 1});
+  std::vector<std::int64_t> mixed_order;
+  for (std::int64_t i = 0; i < 120; ++i) mixed_order.push_back(i % 3 * 40 + i / 3);
+  NoProgress progress;
+  const auto variance = [&](const Dataset& data, std::int64_t batch_size) {
+    ScriptModel model(build_builtin("convnet", {{"width", 4}}, 1), "net");
+    reset_batch_norm(model, data, batch_size, at::kCPU, progress);
+    return model.state_dict().at("bn4.running_var").clone();
+  };
+  const auto apart = [](const at::Tensor& a, const at::Tensor& b) {
+    return ((a - b).norm() / b.norm()).item<double>();
+  };
+  const at::Tensor whole = variance(sorted, 120);
+  CHECK(apart(variance(subset(sorted, mixed_order), 40), whole) < 0.03);
+  CHECK(apart(variance(sorted, 40), whole) < 0.03);
+  // The control: batches of a class each, which labels do not give away.
+  Dataset blind = sorted;
+  blind.labels = at::arange(120).remainder(3);
+  CHECK(apart(variance(blind, 40), whole) > 0.1);
+}
+
 TEST_CASE("with one batch all layers get what training mode with momentum 1 would give",
           "[merge]") {
   at::manual_seed(4);
