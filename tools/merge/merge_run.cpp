@@ -270,7 +270,7 @@ void MergeRun::collect_statistics() {
   StatisticsCache cache({}, {});
   if (collect) {
     const Phase phase(run_.progress(), "fingerprint");
-    Fingerprint fingerprint("activation statistics 2");
+    Fingerprint fingerprint("activation statistics 3");
     for (const ScriptModel& model : models_) fingerprint.add(model);
     fingerprint.add(*activation_data_).add(unit_groups_to_json(groups_).dump());
     fingerprint.add(enum_name(config_.similarity));
@@ -450,7 +450,7 @@ void MergeRun::save(const VariantConfig& variant, const MatchResult& matched,
 void MergeRun::survey(const VariantConfig& variant, const MatchResult& matched) {
   if (survey_size(config_) == 0) return;
   const bool reset_points = config_.landscape->reset && needs_reset();
-  Fingerprint fingerprint("landscape 2");
+  Fingerprint fingerprint("landscape 3");
   for (const ScriptModel& model : models_) fingerprint.add(model);
   for (const Matching& m : matched.matchings) fingerprint.add(json(m.slot).dump());
   fingerprint.add(unit_groups_to_json(groups_).dump());

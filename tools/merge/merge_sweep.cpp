@@ -94,7 +94,7 @@ std::string sweep_svg(const std::vector<SweepPoint>& points, std::size_t best,
 }  // namespace
 
 std::string MergeRun::sweep_key() {
-  Fingerprint fingerprint("sweep point 3");
+  Fingerprint fingerprint("sweep point 4");
   fingerprint.add(statistics_key_).add(to_config(config_.align).dump());
   fingerprint.add(std::string(enum_name(config_.attention_heads)));
   fingerprint.add(to_config(config_.zip).dump()).add(to_config(config_.iterations).dump());

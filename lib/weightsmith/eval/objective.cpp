@@ -220,14 +220,14 @@ void Objective::check_outputs(const at::Tensor& outputs, const at::Tensor& input
 at::Tensor Objective::scores(const at::Tensor& outputs) const {
   WS_CHECK(!is_regression());
   if (outputs.dim() != 2 || outputs.size(1) != output_width())
-    throw Error(ErrorKind::kInput, "objective",
-                fmt::format("the network's outputs have shape [{}], expected (B, {})",
-                            fmt::join(outputs.sizes(), ", "), output_width()),
-                embeddings_.defined()
-                    ? "give the network as many outputs as the embeddings have"
-                    : fmt::format("the data have {0} classes, labels go from 0 to "
-                                  "{1}: give the network {0} outputs",
-                                  output_width(), output_width() - 1));
+    throw Error(
+        ErrorKind::kInput, config_.embeddings.empty() ? "objective" : config_.embeddings.string(),
+        fmt::format("the network's outputs have shape [{}], expected (B, {})",
+                    fmt::join(outputs.sizes(), ", "), output_width()),
+        embeddings_.defined() ? "give the network as many outputs as the embeddings have"
+                              : fmt::format("the data have {0} classes, labels go from 0 to "
+                                            "{1}: give the network {0} outputs",
+                                            output_width(), output_width() - 1));
   const auto bar = [this](const at::Tensor& scores) {
     constexpr double kNever = -std::numeric_limits<double>::infinity();
     return barred_.defined() ? scores.masked_fill(barred_.to(scores.device()), kNever) : scores;
