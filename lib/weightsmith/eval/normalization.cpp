@@ -3,6 +3,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <vector>
@@ -27,11 +28,9 @@ bool comes_by_class(const at::Tensor& labels) {
     ++counts[label[i]];
     if (i > 0 && label[i] != label[i - 1]) ++changes;
   }
-  double expected = static_cast<double>(n - 1);
-  for (const auto& [one, count] : counts)
-    expected -= static_cast<double>(n - 1) * (count / static_cast<double>(n)) *
-                (count / static_cast<double>(n));
-  return static_cast<double>(changes) < expected / 2;
+  double mixed = 1;  // the share of neighbours of two classes, in a random order
+  for (const auto& [one, count] : counts) mixed -= std::pow(count / static_cast<double>(n), 2);
+  return static_cast<double>(changes) < mixed * static_cast<double>(n - 1) / 2;
 }
 
 /// Samples [begin, begin + count) of a set, in the order that its statistics are taken in: its own,
@@ -40,6 +39,10 @@ class BatchesLikeTheSet {
  public:
   explicit BatchesLikeTheSet(const Dataset& data) : data_(data) {
     if (!comes_by_class(data.labels)) return;
+    // Names of a folder's files need not be copied with every batch.
+    data_.files.clear();
+    data_.listing.reset();
+    data_.skipped.clear();
     Rng rng(0, {kNormOrderStream});
     order_ = random_permutation(data.size(), rng);
   }
@@ -51,7 +54,7 @@ class BatchesLikeTheSet {
   }
 
  private:
-  const Dataset& data_;
+  Dataset data_;
   std::vector<std::int64_t> order_;  // empty: as they come
 };
 
