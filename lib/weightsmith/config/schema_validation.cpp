@@ -78,7 +78,9 @@ std::string allowed(const json& rule) {
     parts.push_back("below " + rule["exclusiveMaximum"].dump());
   if (rule.contains("minItems"))
     parts.push_back(fmt::format("{} items or more", rule["minItems"].dump()));
-  if (rule.contains("minLength")) parts.push_back("not empty");
+  if (rule.value("uniqueItems", false)) parts.emplace_back("none of them twice");
+  if (rule.contains("minLength")) parts.emplace_back("not empty");
+  if (rule.contains("pattern")) parts.push_back("that matches " + rule["pattern"].dump());
   return fmt::format("{}", fmt::join(parts, ", "));
 }
 

@@ -20,6 +20,8 @@ const json kSchema = json::parse(R"({
     "balance": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.5},
     "mode": {"type": "string", "enum": ["on", "off"], "default": "on"},
     "sets": {"type": "array", "items": {"$ref": "#/definitions/set"}},
+    "classes": {"type": "array", "items": {"type": "integer"}, "uniqueItems": true},
+    "shape": {"type": "string", "pattern": "^[0-9]+$"},
     "nested": {"type": "object", "additionalProperties": false, "properties": {"k": {"type": "integer", "default": 5}}}
   },
   "definitions": {"set": {"type": "object", "additionalProperties": false, "properties": {"path": {"type": "string"}}}}
@@ -103,6 +105,12 @@ TEST_CASE("the schema's errors name key, value and what is allowed", "[config]")
   });
   expect_error(ErrorKind::kConfig, {"nested.k", "integer"}, [] {
     validate_schema({{"name", "x"}, {"nested", {{"k", "five"}}}}, kSchema);
+  });
+  expect_error(ErrorKind::kConfig, {"classes", "found [0,0]", "none of them twice"}, [] {
+    validate_schema({{"name", "x"}, {"classes", {0, 0}}}, kSchema);
+  });
+  expect_error(ErrorKind::kConfig, {"shape", "found \"2xq\"", "matches \"^[0-9]+$\""}, [] {
+    validate_schema({{"name", "x"}, {"shape", "2xq"}}, kSchema);
   });
 }
 
