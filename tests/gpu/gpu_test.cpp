@@ -19,8 +19,6 @@
 #include "weightsmith/merge/networks.h"
 #include "weightsmith/merge/statistics.h"
 #include "weightsmith/train/base_optimizer.h"
-#include "weightsmith/train/checkpoint.h"
-#include "weightsmith/train/flat_average.h"
 
 namespace weightsmith {
 namespace {
@@ -195,19 +193,6 @@ TEST_CASE("trainings on a GPU end near those on the CPU", "[gpu]") {
   }
 }
 
-/// Asks the run to stop in the middle of its first epoch.
-class StopSoon final : public Progress {
- public:
-  void begin(std::string_view, std::int64_t, std::string_view) override {}
-  void update(std::int64_t, std::string_view) override {
-    if (++reports_ == 2) request_stop(15);
-  }
-  void end() override {}
-
- private:
-  int reports_ = 0;
-};
-
 /// Of products of matrices alone: convolutions may add up in another order every time.
 TEST_CASE("a run on a GPU that is stopped and resumed ends with the same bits", "[gpu]") {
   const auto on = device();
@@ -232,7 +217,7 @@ TEST_CASE("a run on a GPU that is stopped and resumed ends with the same bits", 
     const auto rows = metrics_of(config.out);
     config.out = folder / "stopped";
     options.losses_together = 4;  // fewer than an epoch has
-    StopSoon soon;
+    StopAt soon(2);               // in the middle of the first epoch
     CHECK_THROWS_AS(train(config, options, soon), Interrupted);
     request_stop(0);
     options.overwrite = false;

@@ -101,8 +101,8 @@ class Objective {
   std::int64_t classes_;
   at::Tensor embeddings_;  // (classes, D), unit rows; undefined for cross-entropy
   at::Tensor barred_;      // (classes) bool: do not compete; undefined when all do
-  at::Tensor competing_;   // likewise: the classes that do
-  at::Tensor position_;    // (classes): of each class among them
+  at::Tensor competing_;   // int64: the others, kept because finding them waits for a GPU
+  at::Tensor position_;    // (classes) int64: the place of each of them in competing_
 };
 
 /// The edges of images (B, C, H, W) as (B, 1, H, W): the length of the gradient of the channels'

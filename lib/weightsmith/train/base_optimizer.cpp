@@ -78,6 +78,7 @@ void BaseOptimizer::step_by_operators(std::int64_t head, double lr) {
       continue;
     }
     const std::size_t end = end_of_run(first, counts);
+    for (std::size_t i = first; i < end; ++i) ++counts[i];
     const std::int64_t offset = segments[first].offset;
     const std::int64_t size = segments[end - 1].offset + segments[end - 1].numel - offset;
     const auto own = [&](const at::Tensor& rows) {
@@ -98,18 +99,16 @@ void BaseOptimizer::step_by_operators(std::int64_t head, double lr) {
   }
 }
 
-std::size_t BaseOptimizer::end_of_run(std::size_t first, std::int64_t* counts) const {
+std::size_t BaseOptimizer::end_of_run(std::size_t first, const std::int64_t* counts) const {
   // Enough to keep a GPU busy for longer than it takes to ask for the next; operators need memory
   // of this size several times.
   constexpr std::int64_t kMost = std::int64_t{4} << 20;  // values
-  const std::int64_t before = counts[first];
   std::size_t end = first;
   for (std::int64_t size = 0; end < options_.size(); ++end) {
     size += arena_.segments()[end].numel;
-    if (!arena_.parameters()[end].grad().defined() || counts[end] != before ||
+    if (!arena_.parameters()[end].grad().defined() || counts[end] != counts[first] ||
         options_[end] != options_[first] || (end > first && size > kMost))
       break;
-    ++counts[end];
   }
   return end;
 }

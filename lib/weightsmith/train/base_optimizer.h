@@ -58,8 +58,9 @@ class BaseOptimizer {
   };
 
   void step_in_one_pass(std::int64_t head, double lr);
-  /// The parameters from `first` on that have gradients and are stepped alike; counts their step.
-  std::size_t end_of_run(std::size_t first, std::int64_t* counts) const;
+  /// Behind the parameters from `first` on that have gradients and are stepped alike. `counts`: of
+  /// the steps that each made so far.
+  std::size_t end_of_run(std::size_t first, const std::int64_t* counts) const;
   at::Tensor flat_gradient(std::size_t first, std::size_t end);
 
   ParameterArena& arena_;

@@ -1,6 +1,7 @@
 #include "weightsmith/train/train_data.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <spdlog/fmt/fmt.h>
 #include <spdlog/fmt/ranges.h>
 
@@ -81,6 +82,24 @@ nlohmann::json data_keys(const TrainData& data) {
   nlohmann::json keys = {{"train", key_of(data.train)}};
   if (data.test) keys["test"] = key_of(*data.test);
   return keys;
+}
+
+bool augments_on_device(const TrainConfig& config, const Dataset& data, at::Device device) {
+  if (config.augment_on == AugmentOn::kAuto) return !device.is_cpu() && fits_device_batches(data);
+  return config.augment_on == AugmentOn::kDevice;
+}
+
+LoaderOptions loader_options(const TrainConfig& config, const Dataset& data, at::Device device) {
+  LoaderOptions options;
+  options.batch_size = config.batch_size;
+  options.seed = config.seed;
+  options.pipelines = config.augmentations;
+  options.same_samples = config.data.draw == DrawMode::kSame;
+  // Decoding takes several times as long as what is left to do.
+  options.threads = std::clamp(at::get_num_threads() / (data.on_demand ? 2 : 4), 1, 8);
+  options.prefetch = std::max<std::int64_t>(options.prefetch, options.threads);
+  if (augments_on_device(config, data, device)) options.device = device;
+  return options;
 }
 
 Objective training_objective(const ObjectiveConfig& config, const TrainData& data) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "weightsmith/data/dataset.h"
+#include "weightsmith/data/loader.h"
 #include "weightsmith/eval/objective.h"
 #include "weightsmith/train/train_config.h"
 
@@ -38,6 +39,12 @@ TrainData load_train_data(const TrainDataConfig& config, std::int64_t seed,
 /// samples: of their shape, number and labels and of the images' names and sizes. Samples that
 /// changed otherwise are not noticed.
 nlohmann::json data_keys(const TrainData& data);
+
+/// Whether training batches of `data` are augmented on `device`, as `augment_on` has it.
+bool augments_on_device(const TrainConfig& config, const Dataset& data, at::Device device);
+/// What the loader of a training on `device` is told; how many threads it has depends on LibTorch's
+/// number of threads.
+LoaderOptions loader_options(const TrainConfig& config, const Dataset& data, at::Device device);
 
 /// What outputs mean where this data is trained on: with `candidates` data only the classes of the
 /// training set compete. Throws Error{kConfig} when the test set has others then.

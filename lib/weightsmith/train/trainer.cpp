@@ -1,7 +1,6 @@
 #include "weightsmith/train/trainer.h"
 
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
@@ -63,24 +62,6 @@ void check_precision(Precision precision, at::Device device) {
   if (precision == Precision::kFloat16 && device.is_cpu())
     throw Error(ErrorKind::kConfig, "precision", "float16 needs a GPU: device is the CPU",
                 "use bfloat16 on the CPU, or --device cuda");
-}
-
-bool augments_on_device(const TrainConfig& config, const Dataset& data, at::Device device) {
-  if (config.augment_on == AugmentOn::kAuto) return !device.is_cpu() && fits_device_batches(data);
-  return config.augment_on == AugmentOn::kDevice;
-}
-
-LoaderOptions loader_options(const TrainConfig& config, const Dataset& data, at::Device device) {
-  LoaderOptions options;
-  options.batch_size = config.batch_size;
-  options.seed = config.seed;
-  options.pipelines = config.augmentations;
-  options.same_samples = config.data.draw == DrawMode::kSame;
-  // Decoding takes several times as long as what is left to do.
-  options.threads = std::clamp(at::get_num_threads() / (data.on_demand ? 2 : 4), 1, 8);
-  options.prefetch = std::max<std::int64_t>(options.prefetch, options.threads);
-  if (augments_on_device(config, data, device)) options.device = device;
-  return options;
 }
 
 /// A GPU is to have enough to do while the host reads; a loss that is lost is still told soon.

@@ -9,7 +9,7 @@
 
 #include "support/expect_error.h"
 #include "support/temporary_folder.h"
-#include "unit/train/tiny_training.h"
+#include "unit/train/trainer_runs.h"
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/progress.h"
 #include "weightsmith/core/stop.h"
@@ -184,20 +184,6 @@ TEST_CASE("flatness is measured with a run, or afterwards without training again
   CHECK(compare_methods(config, options, progress, ignore) == other);
 }
 
-/// Asks to stop at its `at`-th report.
-class StopComparisonAt final : public Progress {
- public:
-  explicit StopComparisonAt(int at) : left_(at) {}
-  void begin(std::string_view, std::int64_t, std::string_view) override {}
-  void update(std::int64_t, std::string_view) override {
-    if (--left_ == 0) request_stop(15);
-  }
-  void end() override {}
-
- private:
-  int left_;
-};
-
 TEST_CASE("a comparison stopped and resumed comes to the same figures", "[train]") {
   testing::TemporaryFolder folder;
   TrainConfig config = comparison_config(folder / "whole");
@@ -210,7 +196,7 @@ TEST_CASE("a comparison stopped and resumed comes to the same figures", "[train]
   int stops = 0;
   nlohmann::json pieces;
   while (!done) {
-    StopComparisonAt stopping(23);
+    testing::StopAt stopping(23);
     try {
       pieces = compare_methods(config, options, stopping, ignore);
       done = true;

@@ -21,20 +21,6 @@ namespace {
 
 using namespace testing;
 
-/// Asks the run to stop at its `at`-th report of progress, counted over all phases.
-class StopAt final : public Progress {
- public:
-  explicit StopAt(std::int64_t at) : left_(at) {}
-  void begin(std::string_view, std::int64_t, std::string_view) override {}
-  void update(std::int64_t, std::string_view) override {
-    if (--left_ == 0) request_stop(15);
-  }
-  void end() override {}
-
- private:
-  std::int64_t left_;
-};
-
 TEST_CASE("mixed batches train alike in parts, and to the same bits when resumed", "[train]") {
   const TemporaryFolder folder;
   NoProgress progress;

@@ -13,6 +13,7 @@
 #include "support/images.h"
 #include "unit/train/tiny_training.h"
 #include "weightsmith/core/progress.h"
+#include "weightsmith/core/stop.h"
 #include "weightsmith/tensor/safetensors.h"
 #include "weightsmith/train/trainer.h"
 
@@ -35,6 +36,20 @@ class Warnings final : public Progress {
   void warn(std::string_view message) override { text += std::string(message) + "\n"; }
 
   std::string text;
+};
+
+/// Asks the run to stop at its `at`-th report of progress, counted over all phases.
+class StopAt final : public Progress {
+ public:
+  explicit StopAt(std::int64_t at) : left_(at) {}
+  void begin(std::string_view, std::int64_t, std::string_view) override {}
+  void update(std::int64_t, std::string_view) override {
+    if (--left_ == 0) request_stop(15);
+  }
+  void end() override {}
+
+ private:
+  std::int64_t left_;
 };
 
 inline TensorMap weights_of(const std::filesystem::path& out) {
