@@ -4,6 +4,7 @@
 #include <spdlog/fmt/fmt.h>
 
 #include <algorithm>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,9 +21,13 @@ struct Alignment {
   double value = 0.0;              // mean matched similarity
 };
 
-Alignment align_units(const ScoreMatrix& scores, const std::string& where) {
+/// `prices`: where to start, then where it ended; empty: unknown.
+Alignment align_units(const ScoreMatrix& scores, const std::string& where,
+                      std::vector<double>* prices = nullptr) {
   stop_here_if_requested();
-  Assignment assignment = solve_assignment(scores, where);
+  Assignment assignment = solve_assignment(
+      scores, where, prices ? std::span<const double>(*prices) : std::span<const double>());
+  if (prices) *prices = std::move(assignment.column_dual);
   return {std::move(assignment.column), assignment.value / static_cast<double>(scores.n)};
 }
 
@@ -51,8 +56,9 @@ Alignment align_in_blocks(const ScoreMatrix& scores, std::int64_t blocks,
   return result;
 }
 
-Alignment align_matrix(const ScoreMatrix& scores, std::int64_t blocks, const std::string& where) {
-  return blocks == 1 ? align_units(scores, where) : align_in_blocks(scores, blocks, where);
+Alignment align_matrix(const ScoreMatrix& scores, std::int64_t blocks, const std::string& where,
+                       std::vector<double>* prices) {
+  return blocks == 1 ? align_units(scores, where, prices) : align_in_blocks(scores, blocks, where);
 }
 
 /// Block j of model 0 against block k of model i, of q units each.
@@ -86,6 +92,7 @@ class Turns {
       : similarity_(similarity), n_(similarity.stack.units(0)), models_(similarity.stack.models()) {
     for (std::int64_t i = 0; i < models_; ++i) unit_.push_back(start.unit_of(i));
     scores_.resize(n_ * n_);
+    prices_.resize(models_);
   }
 
   /// Assigns one model anew; whether that was a gain.
@@ -94,7 +101,7 @@ class Turns {
     double present = 0;
     for (std::int64_t r = 0; r < n_; ++r)
       present += static_cast<double>(scores_[r * n_ + unit_[i][r]]);
-    Alignment found = align_matrix({scores_.data(), n_, n_}, blocks, where);
+    Alignment found = align_matrix({scores_.data(), n_, n_}, blocks, where, &prices_[i]);
     // Rounding must not count as a gain, or models could take turns for ever.
     if (!(found.value > present / static_cast<double>(n_) + 1e-9)) return false;
     unit_[i] = std::move(found.unit);
@@ -138,19 +145,23 @@ class Turns {
   std::int64_t models_;
   std::vector<std::vector<std::int32_t>> unit_;  // [model][slot]
   std::vector<float> scores_;
+  AlignPrices prices_;  // of each model's last turn
 };
 
 }  // namespace
 
-Matching align(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
+Matching align(const Similarity& similarity, std::int64_t blocks, std::string_view where,
+               AlignPrices* prices) {
   check_blocks(similarity, blocks, where);
   const std::int64_t n = similarity.stack.units(0);
   Matching matching = identity_matching(similarity.stack.models(), n);
   if (similarity.stack.models() == 1 || n == 0) return matching;
+  if (prices) prices->resize(similarity.stack.models() - 1);
   for (std::int64_t i = 1; i < similarity.stack.models(); ++i) {
     const ScoreMatrix scores{similarity.cross_block(i), n, similarity.block_stride()};
     const std::string pair = fmt::format("{}, models 0 and {}", where, i);
-    const Alignment alignment = align_matrix(scores, blocks, pair);
+    const Alignment alignment =
+        align_matrix(scores, blocks, pair, prices ? &(*prices)[i - 1] : nullptr);
     for (std::int64_t r = 0; r < n; ++r)
       matching.slot[i * n + alignment.unit[r]] = static_cast<std::int32_t>(r);
     matching.value += alignment.value / static_cast<double>(similarity.stack.models() - 1);
@@ -244,12 +255,13 @@ Matching align_within_to_mean(const Similarity& similarity, const Matching& bloc
   return matching;
 }
 
-Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where) {
+Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where,
+                       AlignPrices* prices) {
   check_blocks(similarity, blocks, where);
   if (similarity.stack.models() <= 2 || similarity.stack.units(0) == 0)
-    return align(similarity, blocks, where);
+    return align(similarity, blocks, where, prices);
   check_all_pairs(similarity, where);
-  Turns turns(similarity, align(similarity, blocks, where));
+  Turns turns(similarity, align(similarity, blocks, where, prices));
   // Every gain raises a total that is bounded; the bound on rounds is for a clock, not for sense.
   constexpr int kMostRounds = 100;
   for (int round = 0; round < kMostRounds; ++round) {

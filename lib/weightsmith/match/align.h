@@ -2,11 +2,16 @@
 
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "weightsmith/match/matching.h"
 #include "weightsmith/match/similarity.h"
 
 namespace weightsmith {
+
+/// The column prices of an alignment's assignments, for every model but the first; empty where
+/// there are none.
+using AlignPrices = std::vector<std::vector<double>>;
 
 /// Aligns every model with model 0: for i = 1 ... N-1 the permutation pi of largest total
 /// similarity S[r, pi(r)] between unit r of model 0 and unit pi(r) of model i, which goes to slot
@@ -19,11 +24,16 @@ namespace weightsmith {
 /// size q), then the assignment of blocks that maximises the sum of the inner means; units follow
 /// their block. The value is the mean of the chosen inner means.
 ///
+/// `prices`: where assignments start, and then those they end with: similarities that change from
+/// one sweep to the next are assigned several times faster from the prices of the last. They change
+/// nothing else, except which of several best permutations is found. Blocks go without.
+///
 /// Only cross-model similarities are read, so both scopes do. One model gives the identity. Every
 /// assignment is optimal (match/assignment.h); the time is theirs. Polls for a stop request between
 /// assignments (Interrupted). Throws Error{kInput} naming `where` when shapes disagree or g does
 /// not divide the units, Error{kNumeric} when a similarity is NaN or infinite.
-Matching align(const Similarity& similarity, std::int64_t blocks, std::string_view where);
+Matching align(const Similarity& similarity, std::int64_t blocks, std::string_view where,
+               AlignPrices* prices = nullptr);
 
 /// Aligns all models with each other: one permutation a model, so that every way around a cycle of
 /// models leads back to the same unit, of large total similarity over *all* pairs of models. Ascent
@@ -36,10 +46,11 @@ Matching align(const Similarity& similarity, std::int64_t blocks, std::string_vi
 /// Which model comes first hardly matters, while align() is only as good as its model 0.
 ///
 /// Slots keep the order of model 0's units. The value is the mean of the matched similarities over
-/// units and over all N (N - 1) / 2 pairs. Blocks and errors are those of align(), which is what
-/// two models get. Throws Error{kInput} for three models or more when similarities are not of all
-/// pairs.
-Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where);
+/// units and over all N (N - 1) / 2 pairs. Blocks, prices and errors are those of align(), which is
+/// what two models get. Throws Error{kInput} for three models or more when similarities are not of
+/// all pairs.
+Matching align_to_mean(const Similarity& similarity, std::int64_t blocks, std::string_view where,
+                       AlignPrices* prices = nullptr);
 
 /// Mean similarity of the units of every block of model 0 with those of every block of each other
 /// model, inner assignments made best: (models - 1, blocks, blocks). Several groups whose blocks

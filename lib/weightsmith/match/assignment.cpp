@@ -18,6 +18,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr std::int64_t kLanes = 64;
 constexpr std::int64_t kListRoom = 64;        // candidates a row
 constexpr std::int64_t kListRank = 16;        // the threshold is this lane maximum: about 20 pass
+constexpr std::int64_t kFewParts = 8;         // less than n / 8 rows left over are few
 constexpr std::int64_t kReductionSteps = 20;  // augmenting row reductions a row, on average
 
 [[noreturn]] void fail_not_finite(const ScoreMatrix& scores, std::int64_t row,
@@ -53,7 +54,7 @@ struct Entry {
 
 class Solver {
  public:
-  Solver(const ScoreMatrix& scores, std::string_view where)
+  Solver(const ScoreMatrix& scores, std::string_view where, std::span<const double> start)
       : scores_(scores),
         n_(scores.n),
         kernels_(row_kernels()),
@@ -69,7 +70,8 @@ class Solver {
         from_score_(n_),
         offset_(n_),
         scratch_(n_) {
-    reduce_columns(where);
+    const std::int64_t left = reduce_columns(where);
+    if (!start.empty() && left * kFewParts >= n_) start_from(start);
   }
 
   Assignment solve() {
@@ -85,9 +87,8 @@ class Solver {
 
  private:
   /// Prices start at the columns' largest scores, so that no row has a positive margin; a column
-  /// goes to the row of that score unless the row has one already.
-  void reduce_columns(std::string_view where) {
-    if (n_ == 0) return;
+  /// goes to the row of that score unless the row has one already. Returns how many rows are left.
+  std::int64_t reduce_columns(std::string_view where) {
     std::vector<float> largest(n_, -std::numeric_limits<float>::infinity());
     std::vector<std::int32_t> row(n_, 0);
     for (std::int64_t i = 0; i < n_; ++i)
@@ -98,6 +99,14 @@ class Solver {
       price_[j] = largest[j];
       if (column_of_[row[j]] < 0) assign(row[j], static_cast<std::int32_t>(j), largest[j]);
     }
+    return std::count(column_of_.begin(), column_of_.end(), -1);
+  }
+
+  /// Every row then looks for its column at these prices.
+  void start_from(std::span<const double> prices) {
+    std::copy(prices.begin(), prices.end(), price_.begin());
+    std::fill(column_of_.begin(), column_of_.end(), -1);
+    std::fill(row_of_.begin(), row_of_.end(), -1);
   }
 
   /// Augmenting row reduction: a free row takes its best column and raises that column's price
@@ -339,9 +348,11 @@ ScoreMatrix score_matrix(const at::Tensor& scores, std::string_view where) {
   return {scores.data_ptr<float>(), scores.size(0), scores.stride(0)};
 }
 
-Assignment solve_assignment(const ScoreMatrix& scores, std::string_view where) {
+Assignment solve_assignment(const ScoreMatrix& scores, std::string_view where,
+                            std::span<const double> start) {
   WS_CHECK(scores.n >= 0 && scores.n <= std::numeric_limits<std::int32_t>::max());
-  return Solver(scores, where).solve();
+  WS_CHECK(start.empty() || static_cast<std::int64_t>(start.size()) == scores.n);
+  return Solver(scores, where, start).solve();
 }
 
 Certificate certify(const ScoreMatrix& scores, const Assignment& assignment) {

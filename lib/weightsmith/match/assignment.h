@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -45,9 +46,14 @@ struct Assignment {
 /// - Searches are cut at the nearest free column found so far.
 /// - The augmenting row reduction gives up after 20 n steps and at ties.
 ///
+/// `start`: column prices (n) of a similar matrix, from which few rows have to be assigned anew;
+/// taken unless the column reduction leaves fewer than an eighth of the rows. Any of the scores'
+/// magnitude lead to an optimum: they change the time, and which of several optima is found.
+///
 /// O(n^3) in the worst case, near n^2 for similarity matrices; memory 1 KB a row. n = 0 and 1 work.
 /// Throws Error{kNumeric} naming `where` and the position of a NaN or infinite score.
-Assignment solve_assignment(const ScoreMatrix& scores, std::string_view where = "assignment");
+Assignment solve_assignment(const ScoreMatrix& scores, std::string_view where = "assignment",
+                            std::span<const double> start = {});
 
 /// What the dual prices of an assignment prove.
 struct Certificate {

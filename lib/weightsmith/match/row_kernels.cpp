@@ -301,55 +301,52 @@ struct Body {
     for (std::int64_t k = 0; k < n; ++k) rest[k] = x[k];
   }
 
-  WS_INLINE static double sum(const float* x, std::int64_t n) {
-    Chains sums;
-    for (Doubles& vector : sums) fill(vector, 0.0);
-    const auto add = [&sums](const float* entries) __attribute__((always_inline)) {
-      for (std::int64_t k = 0; k < kChains / kDoubles; ++k) {
-        HalfFloats narrow;
-        load(narrow, entries + k * kDoubles);
-        sums[k] += __builtin_convertvector(narrow, Doubles);
-      }
-    };
-    std::int64_t j = 0;
-    for (; j + kChains <= n; j += kChains) add(x + j);
-    float rest[kChains];
-    load_rest(x + j, n - j, rest);
-    add(rest);
-    return joined(sums);
+  /// Both sums of kChains entries more.
+  WS_INLINE static void add_chains(const float* entries, Chains& sums, Chains& squares) {
+    for (std::int64_t k = 0; k < kChains / kDoubles; ++k) {
+      HalfFloats narrow;
+      load(narrow, entries + k * kDoubles);
+      const Doubles wide = __builtin_convertvector(narrow, Doubles);
+      sums[k] += wide;
+      squares[k] += wide * wide;  // exact: a fused product has the same bits
+    }
   }
 
-  WS_INLINE static RowSums subtract(float* x, float shift, std::int64_t n) {
+  /// `prepare(j)`: called before the kChains entries from j on are read.
+  template <class Prepare>
+  WS_INLINE static RowSums sums_of(const float* x, std::int64_t n, const Prepare& prepare) {
     Chains sums;
     Chains squares;
     for (Doubles& vector : sums) fill(vector, 0.0);
     for (Doubles& vector : squares) fill(vector, 0.0);
-    const auto add = [&](const float* entries) __attribute__((always_inline)) {
-      for (std::int64_t k = 0; k < kChains / kDoubles; ++k) {
-        HalfFloats narrow;
-        load(narrow, entries + k * kDoubles);
-        const Doubles wide = __builtin_convertvector(narrow, Doubles);
-        sums[k] += wide;
-        squares[k] += wide * wide;  // exact: a fused product has the same bits
-      }
-    };
-    Floats shifts;
-    fill(shifts, shift);
     std::int64_t j = 0;
     for (; j + kChains <= n; j += kChains) {
-      for (std::int64_t k = 0; k < kChains; k += kFloats) {
-        Floats values;
-        load(values, x + j + k);
-        values -= shifts;
-        store(x + j + k, values);
-      }
-      add(x + j);
+      prepare(j);
+      add_chains(x + j, sums, squares);
     }
-    for (std::int64_t k = j; k < n; ++k) x[k] -= shift;
     float rest[kChains];
     load_rest(x + j, n - j, rest);
-    add(rest);
+    add_chains(rest, sums, squares);
     return {joined(sums), joined(squares)};
+  }
+
+  WS_INLINE static RowSums sums(const float* x, std::int64_t n) {
+    return sums_of(x, n, [](std::int64_t) __attribute__((always_inline)){});
+  }
+
+  WS_INLINE static RowSums subtract(float* x, float shift, std::int64_t n) {
+    Floats shifts;
+    fill(shifts, shift);
+    for (std::int64_t k = n / kChains * kChains; k < n; ++k) x[k] -= shift;
+    return sums_of(
+        x, n, [&](std::int64_t j) __attribute__((always_inline)) {
+          for (std::int64_t k = j; k < j + kChains; k += kFloats) {
+            Floats values;
+            load(values, x + k);
+            values -= shifts;
+            store(x + k, values);
+          }
+        });
   }
 };
 
@@ -386,7 +383,7 @@ struct Body {
   attributes void lower_and_scale(float* x, const float* y, float factor, std::int64_t n) {       \
     Body<bytes>::lower_and_scale(x, y, factor, n);                                                \
   }                                                                                               \
-  attributes double sum(const float* x, std::int64_t n) { return Body<bytes>::sum(x, n); }        \
+  attributes RowSums sums(const float* x, std::int64_t n) { return Body<bytes>::sums(x, n); }     \
   attributes RowSums subtract(float* x, float shift, std::int64_t n) {                            \
     return Body<bytes>::subtract(x, shift, n);                                                    \
   }                                                                                               \
@@ -398,7 +395,7 @@ struct Body {
                             largest_margin,                                                       \
                             first_maximum,                                                        \
                             lower_and_scale,                                                      \
-                            sum,                                                                  \
+                            sums,                                                                 \
                             subtract};                                                            \
   }
 

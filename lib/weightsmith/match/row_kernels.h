@@ -53,8 +53,8 @@ struct RowKernels {
   /// x[j] = min(x[j], y[j]) * factor.
   void (*lower_and_scale)(float* x, const float* y, float factor, std::int64_t n);
 
-  /// The sum of x, in double.
-  double (*sum)(const float* x, std::int64_t n);
+  /// Sums of x, in double.
+  RowSums (*sums)(const float* x, std::int64_t n);
 
   /// x[j] -= shift, and sums of what is left, in double.
   RowSums (*subtract)(float* x, float shift, std::int64_t n);

@@ -32,11 +32,17 @@ struct RowMoments {
 };
 
 /// Subtracts the float32 nearest to the mean, which is exact for values near it, and measures what
-/// is left in double.
+/// is left in double. A row whose mean is small beside its deviation, as of most weights, stays as
+/// it is: nothing would cancel, and its products are as exact.
 RowMoments centre_row(float* x, std::int64_t n) {
+  constexpr double kSmall = 1.0 / 16;  // of the variance
   const RowKernels& kernels = row_kernels();
   const auto length = static_cast<double>(n);
-  const auto shift = static_cast<float>(kernels.sum(x, n) / length);
+  const RowSums all = kernels.sums(x, n);
+  const double mean = all.entries / length;
+  const double squares = all.squares - all.entries * mean;
+  if (all.entries * mean <= kSmall * squares) return {mean, mean, squares};
+  const auto shift = static_cast<float>(mean);
   const RowSums left = kernels.subtract(x, shift, n);
   const double residual = left.entries / length;
   return {static_cast<double>(shift) + residual, residual,

@@ -22,8 +22,8 @@ namespace weightsmith {
 /// Variance: Analysis and Recommendations", The American Statistician 37(3), 1983, eq. 2.1b.
 ///
 /// Memory: 8 bytes a pair of units (each pair once, and a little more), and a working copy of at
-/// most 64 MB of a piece (never the whole of it, nor of all of them) and 16 MB of products a thread.
-/// The last bits of sums may depend on the number of threads.
+/// most 64 MB of a piece (never the whole of it, nor of all of them) and 16 MB of products a
+/// thread. The last bits of sums may depend on the number of threads.
 class SimilarityAccumulator {
  public:
   /// What one model says of its units: (units, …), of any strides. Position p of dimension `dim`

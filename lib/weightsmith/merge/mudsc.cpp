@@ -78,6 +78,7 @@ class Matcher {
         uses_(parameter_uses(groups)),
         neighbours_(neighbours_of(groups, uses_)),
         bundle_of_(bundles()),
+        prices_(groups.groups.size()),
         state_(groups.groups.size()) {}
 
   MatchResult run() {
@@ -155,7 +156,7 @@ class Matcher {
   /// Matches the groups of a bundle on their similarities: first the blocks, on the sum of what all
   /// groups say of them, then units inside. For a group alone both at once.
   std::vector<Matching> match(const std::vector<std::size_t>& bundle,
-                              const std::vector<PackedSimilarity>& similarities) const {
+                              const std::vector<PackedSimilarity>& similarities) {
     if (bundle.size() == 1) return {match(bundle.front(), similarities.front())};
     const std::int64_t blocks = groups_.groups[bundle.front()].units;
     const auto where = [&](std::size_t i) { return "group " + groups_.groups[bundle[i]].name; };
@@ -170,7 +171,7 @@ class Matcher {
       order.values += to_mean ? block_similarity(seen(i), blocks, where(i)).values
                               : block_affinities(seen(i), blocks, where(i));
     order.values /= static_cast<double>(bundle.size());
-    std::vector<Matching> matchings{(to_mean ? align_to_mean : align)(order, 1, where(0))};
+    std::vector<Matching> matchings{(to_mean ? align_to_mean : align)(order, 1, where(0), nullptr)};
     for (std::size_t i = 1; i < bundle.size(); ++i)
       matchings.push_back(
           is_align ? (to_mean ? align_within_to_mean : align_within)(seen(i), matchings.front(),
@@ -188,13 +189,13 @@ class Matcher {
     return zip;
   }
 
-  Matching match(std::size_t g, const PackedSimilarity& similarity) const {
+  Matching match(std::size_t g, const PackedSimilarity& similarity) {
     const UnitGroup& group = groups_.groups[g];
     const std::string where = "group " + group.name;
     if (options_.variant.method == MergeMethod::kAlign)
       return options_.align.reference == AlignReference::kMean
-                 ? align_to_mean(unpacked(similarity, scope()), group.blocks, where)
-                 : align(across_models(similarity), group.blocks, where);
+                 ? align_to_mean(unpacked(similarity, scope()), group.blocks, where, &prices_[g])
+                 : align(across_models(similarity), group.blocks, where, &prices_[g]);
     return zip(similarity, zip_options(), group.blocks, where);
   }
 
@@ -211,6 +212,10 @@ class Matcher {
       phase.update(static_cast<std::int64_t>(g) + 1);
     }
     match_waiting();
+    // What comes next in dual space is mostly these similarities again, at their share.
+    for (AlignPrices& prices : prices_)
+      for (std::vector<double>& of_model : prices)
+        for (double& price : of_model) price *= 1.0 - options_.variant.balance;
   }
 
   /// Of group g, what the method needs.
@@ -373,6 +378,7 @@ class Matcher {
   ParameterUses uses_;
   std::vector<std::vector<std::size_t>> neighbours_;
   std::vector<std::vector<std::size_t>> bundle_of_;
+  std::vector<AlignPrices> prices_;  // of every group's last alignment
   State state_;
   std::int64_t last_version_ = 0;
   std::vector<Waiting> waiting_;  // no two of them meet

@@ -110,6 +110,45 @@ TEST_CASE("assignment reads a strided block in place") {
         solve_assignment(score_matrix(block.contiguous(), "test")).column);
 }
 
+TEST_CASE("assignment from any prices is an optimum") {
+  Rng rng(10);
+  for (std::int64_t n = 1; n <= 6; ++n) {
+    for (int trial = 0; trial < 40; ++trial) {
+      at::Tensor m = random_matrix(n, n, rng, -3.0, 1.0);
+      if (trial % 2 == 1) m = at::round(m);
+      const ScoreMatrix scores = score_matrix(m, "test");
+      std::vector<double> start(n);
+      for (double& price : start) price = rng.uniform(-10, 10);
+      if (trial % 4 >= 2) std::fill(start.begin(), start.end(), 0.0);
+      const Assignment assignment = solve_assignment(scores, "test", start);
+      CHECK(assignment.value == Approx(brute_force(scores)).margin(1e-12));
+      CHECK(certify(scores, assignment).holds());
+    }
+  }
+}
+
+TEST_CASE("assignment from the prices of a similar matrix is the same") {
+  Rng rng(11);
+  const std::int64_t n = 512;
+  const at::Tensor factors = falling_factors(32, 1024, rng);
+  const at::Tensor a = structured_features(factors, n, rng);
+  const at::Tensor noise = random_matrix(n, n, rng);
+  for (const at::Tensor& m :
+       {row_correlation(a, structured_features(factors, n, rng)).contiguous(),
+        row_correlation(a, a + 0.3 * normal_matrix(n, 1024, rng)).contiguous(), noise}) {
+    const Assignment first = solve_assignment(score_matrix(m, "test"));
+    for (const double change : {0.0, 0.01, 1.0}) {
+      const at::Tensor changed = m + change * random_matrix(n, n, rng);
+      const ScoreMatrix scores = score_matrix(changed, "test");
+      const Assignment cold = solve_assignment(scores, "test");
+      const Assignment warm = solve_assignment(scores, "test", first.column_dual);
+      CHECK(certify(scores, warm).holds());
+      CHECK(warm.column == cold.column);  // no ties here: there is but one
+      CHECK(warm.value == Approx(cold.value).epsilon(1e-12));
+    }
+  }
+}
+
 TEST_CASE("assignment recovers a planted permutation") {
   Rng rng(6);
   const std::int64_t n = 300;
@@ -147,6 +186,11 @@ TEST_CASE("assignment names the position of a score that is not finite") {
       expect_error(ErrorKind::kNumeric,
                    {"layer1: the score of row 17 and column " + std::to_string(column)},
                    [&] { solve_assignment(score_matrix(m, "layer1"), "layer1"); });
+      expect_error(ErrorKind::kNumeric,
+                   {"layer1: the score of row 17 and column " + std::to_string(column)}, [&] {
+                     solve_assignment(score_matrix(m, "layer1"), "layer1",
+                                      std::vector<double>(41, 0.0));
+                   });
     }
   }
 }

@@ -86,24 +86,26 @@ void compare_with_plain_loops(const RowKernels& k, std::int64_t n, Rng& rng) {
   k.lower_and_scale(lowered.data(), c.other.data(), 0.3F, n);
   for (std::int64_t j = 0; j < n; ++j) CHECK(lowered[j] == std::min(c.row[j], c.other[j]) * 0.3F);
 
-  double sum = 0;
-  double left = 0;
-  double squares = 0;
+  RowSums whole{0, 0};
+  RowSums left{0, 0};
   for (std::int64_t j = 0; j < n; ++j) {
+    const double entry = c.other[j];
     const double rest = c.other[j] - 0.3F;
-    sum += c.other[j];
-    left += rest;
-    squares += rest * rest;
+    whole = {whole.entries + entry, whole.squares + entry * entry};
+    left = {left.entries + rest, left.squares + rest * rest};
   }
-  CHECK(k.sum(c.other.data(), n) == Approx(sum).margin(1e-13));
+  const RowSums unmoved = k.sums(c.other.data(), n);
+  CHECK(unmoved.entries == Approx(whole.entries).margin(1e-13));
+  CHECK(unmoved.squares == Approx(whole.squares).margin(1e-13));
   std::vector<float> moved = c.other;
   const RowSums sums = k.subtract(moved.data(), 0.3F, n);
-  CHECK(sums.entries == Approx(left).margin(1e-13));
-  CHECK(sums.squares == Approx(squares).margin(1e-13));
+  CHECK(sums.entries == Approx(left.entries).margin(1e-13));
+  CHECK(sums.squares == Approx(left.squares).margin(1e-13));
   for (std::int64_t j = 0; j < n; ++j) CHECK(moved[j] == c.other[j] - 0.3F);
   // To the last bit what every processor has.
   const RowKernels& baseline = row_kernels(VectorWidth::k128);
-  CHECK(k.sum(c.other.data(), n) == baseline.sum(c.other.data(), n));
+  CHECK(unmoved.entries == baseline.sums(c.other.data(), n).entries);
+  CHECK(unmoved.squares == baseline.sums(c.other.data(), n).squares);
   moved = c.other;
   const RowSums expected_sums = baseline.subtract(moved.data(), 0.3F, n);
   CHECK(sums.entries == expected_sums.entries);
