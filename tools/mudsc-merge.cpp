@@ -24,8 +24,9 @@ nlohmann::json merge(const MergeConfig& config, Run& run) {
   MergeRun job(config, run);
   job.load_models();
   job.load_data();
+  job.try_data();
   job.derive_unit_groups();
-  job.try_out();
+  job.try_taps();
   if (run.settings().dry_run) return job.plan();
   run.start();
 

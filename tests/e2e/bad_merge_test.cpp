@@ -115,6 +115,51 @@ TEST_CASE("activation data of the wrong shape are refused before anything is wri
   CHECK_FALSE(fs::exists(folder / "out"));
 }
 
+TEST_CASE("data of the wrong shape are named by their key and file, whatever they are for") {
+  const TemporaryFolder folder;
+  const json config = bad_merge_of(folder, "convnet", {{"width", 4}});
+  const json good = config["activations"]["data"];
+  const json colour = any_data(folder / "colour.safetensors", {40, 3, 8, 8});
+  const std::string file = (folder / "colour.safetensors").string();
+  const auto refused = [&](const std::string& key, const json& change) {
+    INFO(change);
+    json changed = config;
+    changed.merge_patch(change);
+    check_unmergeable(folder, changed, 3,
+                      {key + ": " + file + ": samples of shape [3, 8, 8]: ", "a.pt",
+                       "[2, 3, 8, 8] to have 1 channels", "give inputs of the shape"});
+    CHECK_FALSE(fs::exists(folder / "out"));
+  };
+  const auto sets = [](const json& first, const json& second) {
+    return json{
+        {"sets", {{{"name", "one"}, {"data", first}}, {{"name", "two"}, {"data", second}}}}};
+  };
+  const json none = {{"mode", "none"}};
+  refused("activations.data", {{"activations", {{"data", colour}}}});
+  refused("normalization.data", {{"normalization", {{"data", colour}}}});
+  refused("normalization.data",
+          {{"method", "average"}, {"normalization", {{"data", colour}, {"mode", "repair"}}}});
+  // Nothing is compared on it, but batch norms are reset on it.
+  refused("activations.data", {{"space", "weight"}, {"activations", {{"data", colour}}}});
+  // Or it tells no more than what inputs look like.
+  refused("activations.data",
+          {{"space", "weight"}, {"normalization", none}, {"activations", {{"data", colour}}}});
+  refused("normalization.data", {{"space", "weight"},
+                                 {"normalization", {{"mode", "none"}, {"data", colour}}},
+                                 {"activations", {{"data", nullptr}}}});
+  refused("evaluation.sets[1].data", {{"evaluation", sets(good, colour)}});
+  refused("evaluation.sets[0].data", {{"space", "weight"},
+                                      {"normalization", none},
+                                      {"activations", {{"data", nullptr}}},
+                                      {"evaluation", sets(colour, good)}});
+  json held_out = sets(good, good);
+  held_out["sets"][1]["selection"] = colour;
+  refused("evaluation.sets[1].selection",
+          {{"balance", {0.3, 0.7}}, {"select_on", "two"}, {"evaluation", held_out}});
+  refused("evaluation.sets[1].data",
+          {{"method", "align"}, {"landscape", {{"line", 3}}}, {"evaluation", sets(good, colour)}});
+}
+
 TEST_CASE("evaluation sets that nothing can be scored on are refused") {
   const TemporaryFolder folder;
   json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
@@ -129,9 +174,25 @@ TEST_CASE("evaluation sets that nothing can be scored on are refused") {
   config["evaluation"]["sets"][0]["data"].erase("classes");
   config["evaluation"]["objective"] = {{"type", "embedding"}, {"embeddings", "names.safetensors"}};
   write_safetensors(folder / "names.safetensors", {{"embeddings", at::rand({10, 12})}});
-  check_unmergeable(folder, config, 3, {"outputs have shape [2, 10], expected (B, 12)"});
+  check_unmergeable(folder, config, 3,
+                    {"evaluation.sets[0].data: ", "few.safetensors: samples of shape [1, 8, 8]: ",
+                     "outputs have shape [2, 10], expected (B, 12)"});
   write_safetensors(folder / "names.safetensors", {{"embeddings", at::rand({9, 10})}});
   check_unmergeable(folder, config, 3, {"names.safetensors", "[9, 10]", "10 classes"});
+
+  // Labels that the networks have no output for are those of the set that has them.
+  const json more = any_data(folder / "more.safetensors");
+  write_safetensors(folder / "more.safetensors",
+                    {{"images", at::rand({12, 1, 8, 8})}, {"labels", at::arange(12)}});
+  config["evaluation"] = {
+      {"sets", {{{"name", "few"}, {"data", few}}, {{"name", "more"}, {"data", more}}}}};
+  check_unmergeable(
+      folder, config, 3,
+      {"evaluation.sets[1].data: ", "more.safetensors: ", "the data have 12 classes"});
+  config["evaluation"]["sets"].erase(1);
+  config["evaluation"]["sets"][0]["objective"] = {{"type", "regression"}};
+  check_unmergeable(folder, config, 3,
+                    {"evaluation.sets[0].data: ", "few.safetensors: ", "[2, 1, 8, 8]"});
   CHECK_FALSE(fs::exists(folder / "out"));
 }
 

@@ -193,10 +193,10 @@ TEST_CASE("a dry run sends samples through models and taps") {
   check_failure(dry_run("c/input"), "mudsc-merge", 3, {"a.pt", "c/input"});
   check_failure(dry_run("b/output"), "mudsc-merge", 3, {"hidden", "b/output", "[2, 10]"});
   check_failure(dry_run("b/input", {"--set", "activations.data.resize=9"}), "mudsc-merge", 3,
-                {"a.pt", "81"});
+                {"activations.data: digits (train)", "[1, 9, 9]", "a.pt", "81"});
   const json set = {{{"name", "all"}, {"data", {{"split", "test"}, {"resize", 7}}}}};
   check_failure(dry_run("b/input", {"--set", "evaluation.sets=" + set.dump()}), "mudsc-merge", 3,
-                {"a.pt", "49"});
+                {"evaluation.sets[0].data: digits (test)", "[1, 7, 7]", "a.pt", "49"});
   CHECK_FALSE(fs::exists(folder / "out"));
 }
 

@@ -16,12 +16,30 @@
 #include "weightsmith/merge/widths.h"
 #include "weightsmith/model/batch_norms.h"
 #include "weightsmith/model/example_input.h"
+#include "weightsmith/model/graph_runner.h"
 #include "weightsmith/model/jit_runtime.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
 
 using nlohmann::json;
+
+namespace {
+
+constexpr const char* kActivationData = "activations.data";
+constexpr const char* kNormalizationData = "normalization.data";
+
+/// Runs networks on a data set's first samples, whatever they return; throws as try_samples.
+void try_networks(const char* key, const Dataset& data,
+                  const std::vector<const ScriptModel*>& models, at::Device device) {
+  const at::NoGradGuard no_grad;
+  try_samples(key, data, device, [&](const at::Tensor& samples) {
+    for (const ScriptModel* model : models)
+      GraphRunner(model->module(), model->where()).run({model->preprocessed(samples)});
+  });
+}
+
+}  // namespace
 
 void MergeRun::load_models() {
   return_freed_memory();  // a proof frees much between the allocations of what it keeps
@@ -142,8 +160,10 @@ std::vector<c10::IValue> MergeRun::example_inputs() const {
       config_.activations.data ? config_.activations.data : config_.normalization.data;
   if (!told) return {};
   told->limit = std::min<std::int64_t>(2, told->limit.value_or(2));
-  return {models_.front().preprocessed(
-      first_samples(load_dataset(*told, &run_.progress()), run_.settings().device))};
+  const Dataset two = load_dataset(*told, &run_.progress());
+  try_networks(config_.activations.data ? kActivationData : kNormalizationData, two,
+               {&models_.front()}, run_.settings().device);
+  return {models_.front().preprocessed(first_samples(two, run_.settings().device))};
 }
 
 bool MergeRun::widths_may_differ() const {
@@ -199,7 +219,7 @@ void MergeRun::load_data() {
     const auto& data =
         config_.normalization.data ? config_.normalization.data : config_.activations.data;
     if (!data)
-      throw Error(ErrorKind::kConfig, "normalization.data",
+      throw Error(ErrorKind::kConfig, kNormalizationData,
                   "the networks have batch norms, and resetting their statistics needs data",
                   "give it here or under activations, or set normalization.mode to none");
     normalization_data_ = load(*data);
@@ -207,15 +227,28 @@ void MergeRun::load_data() {
   board_.load();
 }
 
-void MergeRun::try_out() {
+void MergeRun::try_data() {
+  const Phase phase(run_.progress(), "try out");
+  const at::Device device = run_.settings().device;
+  std::vector<const ScriptModel*> merged;  // of a partial merge, the trunks
+  for (const ScriptModel& model : models_) merged.push_back(&model);
+  const std::vector<ScriptModel*> all = originals();
+  if (activation_data_) try_networks(kActivationData, *activation_data_, merged, device);
+  if (normalization_data_) {
+    // Batch norms are reset in the heads as well.
+    if (needs_reset()) merged.assign(all.begin(), all.end());
+    try_networks(config_.normalization.data ? kNormalizationData : kActivationData,
+                 *normalization_data_, merged, device);
+  }
+  board_.try_out(all);
+}
+
+void MergeRun::try_taps() {
   // From here on batches repeat; what the proof took in double is handed back before.
   keep_freed_memory();
+  if (!activation_data_) return;
   const Phase phase(run_.progress(), "try out");
-  const at::NoGradGuard no_grad;
-  const at::Device device = run_.settings().device;
-  if (activation_data_) try_taps(models_, groups_, first_samples(*activation_data_, device));
-  if (normalization_data_) models_.front().forward(first_samples(*normalization_data_, device));
-  board_.try_out(originals());
+  weightsmith::try_taps(models_, groups_, first_samples(*activation_data_, run_.settings().device));
 }
 
 json MergeRun::plan() const {

@@ -28,11 +28,13 @@ class MergeRun {
 
   void load_models();
   void load_data();
+  /// Sends a few samples of every set through the models and the objectives, so that what does not
+  /// fit shows, under the set's name, before anything is computed or written.
+  void try_data();
   /// Finds the unit groups and proves them on the first model.
   void derive_unit_groups();
-  /// Sends a few samples of every set through models, taps and objectives, so that what does not
-  /// fit shows before anything is computed or written.
-  void try_out();
+  /// The same for the taps of the unit groups.
+  void try_taps();
   nlohmann::json plan() const;
 
   /// Scores the models as they came, and their ensemble.

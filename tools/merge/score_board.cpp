@@ -2,8 +2,10 @@
 
 #include <ATen/core/grad_mode.h>
 #include <spdlog/fmt/fmt.h>
+#include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "weightsmith/core/atomic_file.h"
 #include "weightsmith/core/error.h"
@@ -15,9 +17,11 @@ using nlohmann::json;
 
 void ScoreBoard::load() {
   const EvaluationConfig& evaluation = config_.evaluation;
-  const auto load_set = [&](const EvaluationSet& set, const DataConfig& data) {
+  const auto load_set = [&](const EvaluationSet& set, const DataConfig& data,
+                            std::string_view key) {
     ScoredSet loaded;
     loaded.name = set.name;
+    loaded.key = fmt::format("evaluation.sets[{}].{}", &set - evaluation.sets.data(), key);
     loaded.data = load_dataset(data, &run_.progress());
     if (!loaded.data.skipped.empty()) run_.progress().warn(skipped_warning(loaded.data));
     loaded.head = set.head;
@@ -26,9 +30,11 @@ void ScoreBoard::load() {
     if (!run_.settings().dry_run) run_.record().add_inputs(loaded.data.inputs());
     return loaded;
   };
-  for (const EvaluationSet& set : evaluation.sets) sets_.push_back(load_set(set, set.data));
+  for (const EvaluationSet& set : evaluation.sets) sets_.push_back(load_set(set, set.data, "data"));
   const EvaluationSet* chosen = config_.selection_set();
-  if (chosen != nullptr) selection_ = load_set(*chosen, chosen->selection_data().value());
+  if (chosen != nullptr)
+    selection_ = load_set(*chosen, chosen->selection_data().value(),
+                          chosen->selection ? "selection" : "data");
   if (sets_.empty()) return;
 
   const auto give_objective = [&](ScoredSet& loaded, const EvaluationSet& set) {
@@ -47,6 +53,19 @@ void ScoreBoard::load() {
 at::Tensor first_samples(const Dataset& data, at::Device device) {
   constexpr std::int64_t kSamples = 2;  // a network in training mode cannot do with one
   return normalised_batch(data, 0, std::min(kSamples, data.size())).to(device);
+}
+
+void try_samples(const std::string& key, const Dataset& data, at::Device device,
+                 const std::function<void(const at::Tensor& samples)>& run) {
+  const at::Tensor samples = first_samples(data, device);
+  try {
+    run(samples);
+  } catch (const Error& e) {
+    if (e.kind() != ErrorKind::kInput) throw;
+    throw Error(
+        ErrorKind::kInput, fmt::format("{}: {}", key, data.where),
+        fmt::format("samples of shape [{}]: {}", fmt::join(data.sample_shape(), ", "), e.what()));
+  }
 }
 
 namespace {
@@ -74,11 +93,19 @@ void ScoreBoard::try_out(const std::vector<ScriptModel*>& models) const {
                               *set.head),
                   "known: " + join_some(names));
     }
-    const at::Tensor samples = first_samples(set.data, run_.settings().device);
-    for (ScriptModel* model : named) set.objective->check_outputs(model->forward(samples), samples);
+    try_samples(set.key, set.data, run_.settings().device, [&](const at::Tensor& samples) {
+      for (ScriptModel* model : named)
+        set.objective->check_outputs(model->forward(samples), samples);
+    });
   };
-  for (const ScoredSet& set : sets_) run(set);
-  if (selection_) run(*selection_);
+  std::vector<const ScoredSet*> all;
+  for (const ScoredSet& set : sets_) all.push_back(&set);
+  if (selection_) all.push_back(&*selection_);
+  // All share the label space of the set with the most classes: too many of them are its doing.
+  std::stable_sort(all.begin(), all.end(), [](const ScoredSet* a, const ScoredSet* b) {
+    return a->data.classes > b->data.classes;
+  });
+  for (const ScoredSet* set : all) run(*set);
 }
 
 EvaluationOptions ScoreBoard::options() const {

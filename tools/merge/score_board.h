@@ -21,6 +21,7 @@ namespace weightsmith {
 /// A data set that networks are scored on.
 struct ScoredSet {
   std::string name;
+  std::string key;                  ///< of its data in the configuration
   bool task = false;                ///< counts in the task average
   std::optional<std::string> head;  ///< the network that answers for it, where there are several
   Dataset data;
@@ -29,6 +30,11 @@ struct ScoredSet {
 
 /// A batch that is enough to see whether a data set fits a network.
 at::Tensor first_samples(const Dataset& data, at::Device device);
+
+/// Hands that batch to `run`. An Error{kInput} out of it is thrown anew with the data set in front:
+/// `key` of the configuration, what it was read from, and the shape of its samples.
+void try_samples(const std::string& key, const Dataset& data, at::Device device,
+                 const std::function<void(const at::Tensor& samples)>& run);
 
 /// One a set, in their order; without samples where none of the networks answers for the set.
 using Scores = std::vector<Evaluation>;
@@ -49,8 +55,9 @@ class ScoreBoard {
 
   /// Reads the sets, and the held-out data that a balance is chosen on.
   void load();
-  /// Runs a network on the first samples of every set, so that outputs that do not fit the
-  /// objective show before the work begins.
+  /// Runs networks on the first samples of every set, so that samples that they do not take, and
+  /// outputs that do not fit the objective, show before the work begins. Throws as try_samples,
+  /// and Error{kConfig} for a head that no network is called by.
   void try_out(const std::vector<ScriptModel*>& models) const;
   const std::vector<ScoredSet>& sets() const { return sets_; }
   /// The data of `select_on`, if it names a set.

@@ -409,12 +409,7 @@ class GraphRunner::Frame {
       const std::string what = e.what_without_backtrace();
       if (is_out_of_memory(what))
         throw Error(ErrorKind::kNumeric, place(), what, "use smaller batches");
-      // Networks are run in float32 or wider, whatever type they are stored in.
-      const bool types = what.find("type") != std::string::npos;
-      throw Error(ErrorKind::kInput, place(), what,
-                  types
-                      ? "let the network convert to the type of its parameters, not to a fixed one"
-                      : "give inputs of the shape that the network takes");
+      throw Error(ErrorKind::kInput, place(), what, input_remedy(what));
     } catch (const std::exception& e) {
       throw Error(ErrorKind::kInput, place(), e.what());
     }

@@ -73,6 +73,13 @@ std::string jit_error_reason(std::string_view message) {
   return reason.empty() ? "no reason given" : reason;
 }
 
+std::string_view input_remedy(std::string_view reason) {
+  // Networks are run in float32 or wider, whatever type they are stored in.
+  return reason.find("type") != std::string_view::npos
+             ? "let the network convert to the type of its parameters, not to a fixed one"
+             : "give inputs of the shape that the network takes";
+}
+
 void throw_jit_error(ErrorKind kind, std::string_view where, std::string_view what,
                      std::string_view remedy) {
   const auto fail = [&](const std::string& message) {

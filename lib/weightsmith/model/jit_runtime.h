@@ -31,6 +31,9 @@ bool is_out_of_memory(std::string_view message);
 /// around it; at most 300 bytes.
 std::string jit_error_reason(std::string_view message);
 
+/// What to do about a network that refuses its input, by the reason that LibTorch gives.
+std::string_view input_remedy(std::string_view reason);
+
 /// For a `catch (...)` block around LibTorch: throws Error{kind} at `where` reading "`what`:
 /// REASON", or Error{kNumeric} when memory ran out. Error and Interrupted pass through unchanged.
 [[noreturn]] void throw_jit_error(ErrorKind kind, std::string_view where, std::string_view what,

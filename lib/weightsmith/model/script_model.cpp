@@ -137,10 +137,11 @@ at::Tensor ScriptModel::forward(const at::Tensor& input) {
   c10::IValue output;
   try {
     output = module_.forward({preprocessed(input)});
-  } catch (...) {
+  } catch (const std::exception& e) {
     throw_jit_error(
         ErrorKind::kInput, where_,
-        fmt::format("the network does not take an input of shape {}", shape_text(input)));
+        fmt::format("the network does not take an input of shape {}", shape_text(input)),
+        input_remedy(jit_error_reason(e.what())));
   }
   if (!output.isTensor())
     throw Error(ErrorKind::kInput, where_,
