@@ -71,17 +71,35 @@ const json kSmallPerceptron = {{"hidden", {12, 12}}};
 
 }  // namespace
 
-TEST_CASE("activations that are not finite end with 5 and name the layer") {
+TEST_CASE("data that are not finite end with 3 and name the file and the sample") {
   const TemporaryFolder folder;
   at::manual_seed(1);
   at::Tensor images = at::rand({40, 1, 8, 8});
   images[17][0][3][3] = kNaN;
   const json broken = data_set(folder / "broken.safetensors", images, at::zeros({40}, at::kLong));
-  json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
-  config["activations"]["data"] = broken;
-  check_unmergeable(folder, config, 5, {"fc2.weight/input", "model 0"});
+  const json config = bad_merge_of(folder, "convnet", {{"width", 4}});
+  const auto refused = [&](const json& change) {
+    INFO(change);
+    json changed = config;
+    changed.merge_patch(change);
+    check_unmergeable(folder, changed, 3, {"broken.safetensors", "sample 17", "not finite"});
+    CHECK_FALSE(fs::exists(folder / "out"));
+  };
+  refused({{"activations", {{"data", broken}}}});
+  refused({{"normalization", {{"data", broken}}}});
+  refused({{"normalization", {{"data", broken}, {"mode", "repair"}}}});
+  refused({{"evaluation", {{"sets", {{{"name", "all"}, {"data", broken}}}}}}});
+}
 
+TEST_CASE("activations that are not finite end with 5 and name the layer") {
+  const TemporaryFolder folder;
   // Finite weights whose products overflow.
+  json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
+  for (const char* layer : {"fc1", "fc2"})
+    change_archive(folder / "a.pt", [&](const TensorMap& state) {
+      state.at(std::string(layer) + ".weight").fill_(1e22F);
+    });
+  check_unmergeable(folder, config, 5, {"fc2.weight/input", "model 0", "too large"});
   config = bad_merge_of(folder, "mlp", kSmallPerceptron);
   for (const char* layer : {"fc1", "fc2"})
     change_archive(folder / "b.pt", [&](const TensorMap& state) {
@@ -91,13 +109,15 @@ TEST_CASE("activations that are not finite end with 5 and name the layer") {
 
   // Batch norms and REPAIR measure before anything is compared: the first layer that sees it is
   // named.
+  const auto overflow = [](const TensorMap& state) { state.at("conv1.weight").fill_(3e38F); };
   config = bad_merge_of(folder, "convnet", {{"width", 4}});
+  change_archive(folder / "a.pt", overflow);
   config["method"] = "average";
-  config["activations"]["data"] = broken;
   check_unmergeable(folder, config, 5, {"a.pt: ", "batch_norm", "bn1", "not finite"});
   config = bad_merge_of(folder, "convnet", {{"width", 4}, {"norm", "none"}});
+  change_archive(folder / "a.pt", overflow);
   config["method"] = "average";
-  config["normalization"] = {{"mode", "repair"}, {"data", broken}};
+  config["normalization"] = {{"mode", "repair"}};
   check_unmergeable(folder, config, 5, {"a.pt", "conv1.bias", "not finite"});
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <set>
 
 #include "weightsmith/core/error.h"
@@ -13,6 +14,7 @@
 #include "weightsmith/data/formats.h"
 #include "weightsmith/data/random_stream.h"
 #include "weightsmith/data/shipped_data.h"
+#include "weightsmith/tensor/first_row.h"
 #include "weightsmith/tensor/safetensors.h"
 
 namespace weightsmith {
@@ -51,6 +53,20 @@ Dataset load_digits(Split split) {
   return dataset;
 }
 
+/// Bytes always are; of floats the extremes tell, in one pass that allocates nothing.
+void check_finite(const Dataset& dataset) {
+  const at::Tensor& images = dataset.images;
+  if (images.scalar_type() != at::kFloat || images.numel() == 0) return;
+  const auto [low, high] = at::aminmax(images);
+  if (std::isfinite(low.item<float>()) && std::isfinite(high.item<float>())) return;
+  const auto sample = first_row_where(at::isfinite(images).logical_not());
+  WS_CHECK(sample.has_value(), dataset.where);
+  throw Error(
+      ErrorKind::kInput, dataset.where,
+      fmt::format("sample {} (from 0) is not finite: it holds NaN or infinite values", *sample),
+      "leave it out, or write the file again");
+}
+
 Dataset load_tensors(const std::filesystem::path& path) {
   const SafetensorsFile file = read_safetensors(path);
   const auto find = [&](const char* name) {
@@ -82,6 +98,7 @@ Dataset load_tensors(const std::filesystem::path& path) {
   if (dataset.labels.numel() > 0 && dataset.labels.min().item<std::int64_t>() < 0)
     fail("a label is negative", "leave unlabelled images out");
 
+  check_finite(dataset);
   const std::int64_t seen = largest_label_plus_one(dataset.labels);
   dataset.classes = seen;
   if (const auto it = file.metadata.find("classes"); it != file.metadata.end()) {

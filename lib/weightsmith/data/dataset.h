@@ -51,8 +51,8 @@ struct Dataset {
 /// - cifar100: records of 3,074 bytes, any number a file (50,000 and 10,000 officially).
 /// - idx: `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and `t10k-…` for the test part, also
 ///   with a dot for the second dash, also gzipped. Label space: the largest label + 1.
-/// - tensors: `images` (N, ...) uint8 or float32, `labels` (N) int64; label space: the metadata's
-///   `classes`, else the largest label + 1.
+/// - tensors: `images` (N, ...) uint8 or finite float32, `labels` (N) int64; label space: the
+///   metadata's `classes`, else the largest label + 1.
 /// - folder: JPEG and PNG files (data/image_file.h) anywhere below one subfolder a class, classes
 /// in
 ///   the order of their names; train is the subfolder `train`, test is `test`, else `val`. Only the
@@ -63,7 +63,8 @@ struct Dataset {
 ///
 /// Throws Error{kConfig} when `config` contradicts itself, and Error{kInput} naming the file: one
 /// that is missing, has the wrong size (bytes seen and wanted), is not of the format or has no
-/// labels; a selected class without a sample; images of different sizes without `resize` or `crop`;
+/// labels; a sample of it (also one that is not selected) that is not finite, by its number in the
+/// file; a selected class without a sample; images of different sizes without `resize` or `crop`;
 /// a crop larger than the image; mean or std for another number of channels.
 /// `progress` is told of images read.
 Dataset load_dataset(const DataConfig& config, Progress* progress = nullptr);

@@ -272,6 +272,26 @@ TEST_CASE("tensors are taken as they are", "[data]") {
   CHECK_THAT(input_error(config_of(Format::kTensors, path)), Catch::Contains("at least 3"));
 }
 
+TEST_CASE("a tensor of images that holds NaN or infinity names the file and the sample", "[data]") {
+  TemporaryFolder folder;
+  const auto path = folder / "set.safetensors";
+  const DataConfig config = config_of(Format::kTensors, path);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
+    // Large enough for several threads and vectors.
+    at::Tensor images = at::ones({300, 3, 16, 16});
+    images[217][2][7][5] = bad;
+    images[260][0][0][0] = bad;
+    write_safetensors(path, {{"images", images}, {"labels", at::zeros({300}, at::kLong)}}, {});
+    CHECK_THAT(input_error(config),
+               Catch::Contains(path.string()) && Catch::Contains("sample 217 (from 0)"));
+  }
+  // The largest finite value is one.
+  const at::Tensor large = at::full({2, 3}, std::numeric_limits<float>::max());
+  write_safetensors(path, {{"images", large}, {"labels", at::zeros({2}, at::kLong)}}, {});
+  CHECK(load_dataset(config).images.equal(large));
+}
+
 TEST_CASE("digits are shipped with a fixed, stratified split", "[data]") {
   const Dataset train = load_dataset(config_of(Format::kDigits, {}, Split::kTrain));
   const Dataset test = load_dataset(config_of(Format::kDigits, {}, Split::kTest));
