@@ -190,8 +190,9 @@ TEST_CASE("a dry run sends samples through models and taps") {
     return mudsc_merge(more);
   };
   CHECK(summary_of(dry_run("b/input"))["activation_samples"] == 20);
-  check_failure(dry_run("c/input"), "mudsc-merge", 3, {"a.pt", "c/input"});
-  check_failure(dry_run("b/output"), "mudsc-merge", 3, {"hidden", "b/output", "[2, 10]"});
+  const std::string group = (folder / "groups.json").string() + ": group \"hidden\"";
+  check_failure(dry_run("c/input"), "mudsc-merge", 3, {group, "a.pt", "no tap \"c/input\""});
+  check_failure(dry_run("b/output"), "mudsc-merge", 3, {group, "tap \"b/output\"", "[2, 10]"});
   check_failure(dry_run("b/input", {"--set", "activations.data.resize=9"}), "mudsc-merge", 3,
                 {"activations.data: digits (train)", "[1, 9, 9]", "a.pt", "81"});
   const json set = {{{"name", "all"}, {"data", {{"split", "test"}, {"resize", 7}}}}};

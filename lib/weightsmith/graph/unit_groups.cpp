@@ -161,11 +161,17 @@ std::string owner_of_overlap(const Stretches& taken, std::int64_t begin, std::in
 
 }  // namespace
 
+std::string UnitGroups::describe(const UnitGroup& group) const {
+  const std::string named = fmt::format("group \"{}\"", group.name);
+  return where.empty() ? named : fmt::format("{}: {}", where, named);
+}
+
 UnitGroups unit_groups_from_json(const nlohmann::json& json, const std::string& where) {
   const Object file{json, where};
   file.expect_keys({"groups", "units", "pinned", "rigid", "cuts", "proof", "model"});
   const nlohmann::json& list = file.list("groups");
   UnitGroups groups;
+  groups.where = where;
   std::set<std::string> names;
   for (std::size_t i = 0; i < list.size(); ++i) {
     groups.groups.push_back(read_group({list[i], fmt::format("{}: group {}", where, i)}, where));
@@ -269,6 +275,7 @@ UnitGroups expand_patterns(const UnitGroups& groups, const TensorMap& state,
     return fits;
   };
   UnitGroups expanded;
+  expanded.where = groups.where;
   for (const UnitGroup& group : groups.groups) {
     if (is_pattern(group.name)) {
       if (group.members.empty() || !is_pattern(group.members.front().parameter))

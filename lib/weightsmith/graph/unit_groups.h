@@ -68,6 +68,10 @@ struct UnitGroup {
 
 struct UnitGroups {
   std::vector<UnitGroup> groups;
+  std::string where = {};  ///< the group file they were read from; empty: found in a network
+
+  /// How errors name a group: `groups.json: group "fc1"`.
+  std::string describe(const UnitGroup& group) const;
 };
 
 /// Reads what `mudsc-merge explain --json` writes, or a file written by hand:

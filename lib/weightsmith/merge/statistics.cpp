@@ -35,44 +35,48 @@ bool consumer_is_spatial(const std::string& tap, const TensorMap& parameters) {
   return parameter == parameters.end() || parameter->second.dim() >= 3;
 }
 
+/// How errors name a tap.
+std::string describe(const GroupTap& tap, const UnitGroups& groups) {
+  return fmt::format("{}, tap \"{}\"", groups.describe(groups.groups[tap.group]), tap.tap.at);
+}
+
 [[noreturn]] void fail_use_counts(const GroupTap& tap, const UnitGroups& groups) {
-  throw Error(ErrorKind::kInput,
-              fmt::format("group {}, tap {}", groups.groups[tap.group].name, tap.tap.at),
+  throw Error(ErrorKind::kInput, describe(tap, groups),
               "the models use this layer a different number of times",
               "only networks of one architecture can be merged");
 }
 
-[[noreturn]] void fail_shape(const at::Tensor& value, const std::string& group, std::int64_t units,
+[[noreturn]] void fail_shape(const at::Tensor& value, const UnitGroups& groups, std::int64_t units,
                              const GroupTap& tap) {
-  throw Error(ErrorKind::kInput, fmt::format("group {}, tap {}", group, tap.tap.at),
+  throw Error(ErrorKind::kInput, describe(tap, groups),
               fmt::format("its value of shape [{}] holds no axis of {} units",
                           fmt::join(value.sizes(), ", "), units),
               "name another tap in the group file");
 }
 
 /// The value as (units, k, observations…) where the tap says which axes carry the units.
-at::Tensor units_first(const at::Tensor& value, const std::string& group, std::int64_t units,
+at::Tensor units_first(const at::Tensor& value, const UnitGroups& groups, std::int64_t units,
                        const GroupTap& tap) {
   const auto& axes = tap.tap.axes;
-  if (axes.back() >= value.dim()) fail_shape(value, group, units, tap);
+  if (axes.back() >= value.dim()) fail_shape(value, groups, units, tap);
   std::vector<std::int64_t> front(axes.size());
   std::iota(front.begin(), front.end(), 0);
   at::Tensor rows =
       value.movedim(axes, front).flatten(0, static_cast<std::int64_t>(axes.size()) - 1);
   if (!tap.tap.index.empty()) {
     if (*std::max_element(tap.tap.index.begin(), tap.tap.index.end()) >= rows.size(0))
-      fail_shape(value, group, units, tap);
+      fail_shape(value, groups, units, tap);
     rows = rows.index_select(0, at::tensor(tap.tap.index, at::kLong).to(value.device()));
   }
-  if (rows.size(0) % units != 0) fail_shape(value, group, units, tap);
+  if (rows.size(0) % units != 0) fail_shape(value, groups, units, tap);
   return rows.unflatten(0, std::vector<std::int64_t>{units, rows.size(0) / units});
 }
 
 /// The tap's tensor as (observations…, units, …) and the axis of the units in it. `units`: of the
 /// model that it is of.
-std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const std::string& group,
+std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const UnitGroups& groups,
                                               std::int64_t units, const GroupTap& tap) {
-  if (!tap.tap.axes.empty()) return {units_first(value, group, units, tap), 0};
+  if (!tap.tap.axes.empty()) return {units_first(value, groups, units, tap), 0};
   const std::int64_t n = units;
   if (tap.channels_second && value.dim() >= 3 && value.size(1) == n) return {value, 1};
   if (value.dim() >= 2 && value.size(-1) == n) return {value, value.dim() - 1};
@@ -82,7 +86,7 @@ std::pair<at::Tensor, std::int64_t> unit_axis(const at::Tensor& value, const std
     shape.push_back(value.size(-1) / n);
     return {value.reshape(shape), value.dim() - 1};
   }
-  fail_shape(value, group, units, tap);
+  fail_shape(value, groups, units, tap);
 }
 
 std::vector<GroupTap> taps_of(const UnitGroups& groups, const TensorMap& parameters) {
@@ -91,7 +95,7 @@ std::vector<GroupTap> taps_of(const UnitGroups& groups, const TensorMap& paramet
     const UnitGroup& group = groups.groups[g];
     if (group.members.empty()) continue;  // blocks of other groups, compared by what these hold
     if (group.taps.empty())
-      throw Error(ErrorKind::kInput, "group " + group.name,
+      throw Error(ErrorKind::kInput, groups.describe(group),
                   "has no tap, so its activations cannot be seen",
                   "add one to the group file, or set space to weight");
     for (const UnitTap& tap : group.taps)
@@ -101,15 +105,19 @@ std::vector<GroupTap> taps_of(const UnitGroups& groups, const TensorMap& paramet
 }
 
 /// One observer of all taps a model, which is put into eval mode.
-std::vector<TapSet> observers_of(std::vector<ScriptModel>& models,
+std::vector<TapSet> observers_of(std::vector<ScriptModel>& models, const UnitGroups& groups,
                                  const std::vector<GroupTap>& taps) {
   std::vector<std::string> names;
-  for (const GroupTap& tap : taps) names.push_back(tap.tap.at);
+  std::vector<std::string> owners;
+  for (const GroupTap& tap : taps) {
+    names.push_back(tap.tap.at);
+    owners.push_back(groups.describe(groups.groups[tap.group]));
+  }
   std::vector<TapSet> observers;
   observers.reserve(models.size());
   for (ScriptModel& model : models) {
     model.train(false);
-    observers.emplace_back(model.module(), names, model.where());
+    observers.emplace_back(model.module(), names, model.where(), GraphRunnerOptions(), owners);
   }
   return observers;
 }
@@ -143,7 +151,7 @@ class Collector {
       : models_(models), groups_(groups) {
     for (const GroupTap& tap : taps)
       if (std::find(pass.begin(), pass.end(), tap.group) != pass.end()) taps_.push_back(tap);
-    observers_ = observers_of(models, taps_);
+    observers_ = observers_of(models, groups, taps_);
     const auto workspace = std::make_shared<SimilarityAccumulator::Workspace>();
     for (const std::size_t g : pass) accumulators_.try_emplace(g, stack(g), scope, workspace);
   }
@@ -195,8 +203,8 @@ class Collector {
     std::vector<at::Tensor> features;
     std::int64_t axis = 0;
     for (const at::Tensor& value : values) {
-      auto [shaped, unit] = unit_axis(value, groups_.groups[tap.group].name,
-                                      units.units(static_cast<std::int64_t>(features.size())), tap);
+      auto [shaped, unit] =
+          unit_axis(value, groups_, units.units(static_cast<std::int64_t>(features.size())), tap);
       axis = unit;
       features.push_back(std::move(shaped));
     }
@@ -215,15 +223,14 @@ class Collector {
 void try_taps(std::vector<ScriptModel>& models, const UnitGroups& groups, const at::Tensor& batch) {
   const at::NoGradGuard no_grad;
   const std::vector<GroupTap> taps = taps_of(groups, models.front().parameters());
-  const std::vector<TapSet> observers = observers_of(models, taps);
+  const std::vector<TapSet> observers = observers_of(models, groups, taps);
   const auto count = static_cast<std::int64_t>(models.size());
   std::vector<std::size_t> first_uses;
   for (std::size_t i = 0; i < models.size(); ++i) {
     std::vector<std::size_t> uses(taps.size(), 0);
     observers[i].run({models[i].preprocessed(batch)}, [&](std::size_t t, const at::Tensor& value) {
       const UnitGroup& group = groups.groups[taps[t].group];
-      unit_axis(value, group.name, stack_of(group, count).units(static_cast<std::int64_t>(i)),
-                taps[t]);
+      unit_axis(value, groups, stack_of(group, count).units(static_cast<std::int64_t>(i)), taps[t]);
       ++uses[t];
     });
     if (i == 0) first_uses = uses;

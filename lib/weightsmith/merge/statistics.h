@@ -27,8 +27,9 @@ struct StatisticsOptions {
 /// tap may show: (B, n, …) for a consumer with spatial axes (convolution); (…, n) for a linear one,
 /// or (…, n·k) where an image was flattened, k consecutive elements a unit, which count as k more
 /// positions. Result: one a group, in the order of the groups.
-/// Throws Error{kInput} naming the group when it has no tap, or the tap's shape does not hold its
-/// units, and Error{kNumeric} naming the tap for non-finite activations.
+/// Throws Error{kInput} naming the group, and the group file it is from, when it has no tap, the
+/// network lacks the tap, or the tap's shape does not hold its units; and Error{kNumeric} naming
+/// the tap for non-finite activations.
 std::vector<PackedSimilarity> activation_similarity(std::vector<ScriptModel>& models,
                                                     const UnitGroups& groups, const Dataset& data,
                                                     const StatisticsOptions& options,

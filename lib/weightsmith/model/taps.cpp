@@ -55,12 +55,19 @@ std::vector<std::string> list_taps(const FlatGraph& graph) {
 }
 
 TapSet::TapSet(const torch::jit::Module& module, const std::vector<std::string>& taps,
-               std::string where, GraphRunnerOptions options)
-    : taps_(taps), runner_(module, std::move(where), options) {
+               std::string where, GraphRunnerOptions options, std::vector<std::string> owners)
+    : taps_(taps), owners_(std::move(owners)), runner_(module, std::move(where), options) {
+  WS_CHECK(owners_.empty() || owners_.size() == taps_.size());
   for (const torch::jit::Node* node : runner_.graph().nodes())
     computes_.push_back(computes_tensors(node));
   const std::vector<std::string> known = list_taps(runner_.graph());
   for (std::size_t i = 0; i < taps_.size(); ++i) add(i, known);
+}
+
+void TapSet::fail(std::size_t index, const std::string& what, const std::string& remedy) const {
+  const std::string& model = runner_.graph().where();
+  throw Error(ErrorKind::kInput,
+              owners_.empty() ? model : fmt::format("{}: {}", owners_[index], model), what, remedy);
 }
 
 void TapSet::add(std::size_t index, const std::vector<std::string>& known) {
@@ -71,11 +78,10 @@ void TapSet::add(std::size_t index, const std::vector<std::string>& known) {
   if (name.starts_with("#") && add_node_tap(index, name.substr(1), side)) return;
   if (std::find(known.begin(), known.end(), tap) == known.end()) {
     const std::string nearest = nearest_name(tap, known);
-    throw Error(ErrorKind::kInput, runner_.graph().where(),
-                fmt::format("the network has no tap \"{}\"", tap),
-                nearest.empty() ? "a tap is NAME/input or NAME/output of a parameter, buffer or "
-                                  "submodule, or #N/output.K of a node"
-                                : fmt::format("did you mean \"{}\"?", nearest));
+    fail(index, fmt::format("the network has no tap \"{}\"", tap),
+         nearest.empty() ? "a tap is NAME/input or NAME/output of a parameter, buffer or "
+                           "submodule, or #N/output.K of a node"
+                         : fmt::format("did you mean \"{}\"?", nearest));
   }
   const auto& called = runner_.graph().called_modules();
   const bool is_module = std::find(called.begin(), called.end(), name) != called.end();
@@ -92,17 +98,17 @@ bool TapSet::add_node_tap(std::size_t index, const std::string& node, const std:
       dot == std::string::npos ? std::optional<std::size_t>(0) : parse_number(side.substr(dot + 1));
   if (!number || !value) return false;
   const auto& nodes = runner_.graph().nodes();
-  const auto fail = [&](const std::string& what) {
-    throw Error(ErrorKind::kInput, runner_.graph().where(),
-                fmt::format("the network has no tap \"{}\": {}", taps_[index], what));
+  const auto refuse = [&](const std::string& what) {
+    fail(index, fmt::format("the network has no tap \"{}\": {}", taps_[index], what),
+         "nodes have the numbers that mudsc-merge explain writes for this very network");
   };
-  if (*number >= nodes.size()) fail(fmt::format("its graph has {} nodes", nodes.size()));
-  if (nodes[*number]->kind() == c10::prim::Constant) fail("the node is a constant");
+  if (*number >= nodes.size()) refuse(fmt::format("its graph has {} nodes", nodes.size()));
+  if (nodes[*number]->kind() == c10::prim::Constant) refuse("the node is a constant");
   const bool is_input = direction == "input";
   const std::size_t values =
       is_input ? nodes[*number]->inputs().size() : nodes[*number]->outputs().size();
   if (*value >= values)
-    fail(fmt::format("{} has {} {}s", runner_.graph().describe(*number), values, direction));
+    refuse(fmt::format("{} has {} {}s", runner_.graph().describe(*number), values, direction));
   nodes_[*number].push_back({index, is_input, *value});
   return true;
 }
@@ -154,9 +160,8 @@ class TapSet::Observer : public NodeObserver {
   void check_all_reached() const {
     for (std::size_t i = 0; i < reached_.size(); ++i)
       if (!reached_[i])
-        throw Error(ErrorKind::kInput, set_.runner_.graph().where(),
-                    fmt::format("the tap \"{}\" was not reached", set_.taps_[i]),
-                    "the network does not use it for this input or in this mode");
+        set_.fail(i, fmt::format("the tap \"{}\" was not reached", set_.taps_[i]),
+                  "the network does not use it for this input or in this mode");
   }
 
  private:
@@ -215,8 +220,7 @@ class TapSet::Observer : public NodeObserver {
   void see(const std::vector<std::size_t>& taps, const at::Tensor& value) {
     for (const std::size_t tap : taps) {
       if (!value.defined())
-        throw Error(ErrorKind::kInput, set_.runner_.graph().where(),
-                    fmt::format("the tap \"{}\" is no tensor", set_.taps_[tap]));
+        set_.fail(tap, fmt::format("the tap \"{}\" is no tensor", set_.taps_[tap]));
       reached_[tap] = true;
       observe_(tap, value);
     }

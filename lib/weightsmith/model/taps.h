@@ -28,10 +28,11 @@ class TapSet {
  public:
   using Observe = std::function<void(std::size_t tap, const at::Tensor& value)>;
 
-  /// `where` names the model in errors. Throws Error{kInput} naming a tap that the network does not
-  /// have and the nearest that it has; else as GraphRunner.
+  /// `where` names the model in errors, and `owners`, one a tap, what asks for the tap; empty: the
+  /// model alone is named. Throws Error{kInput} naming a tap that the network does not have and the
+  /// nearest that it has; else as GraphRunner.
   TapSet(const torch::jit::Module& module, const std::vector<std::string>& taps, std::string where,
-         GraphRunnerOptions options = {});
+         GraphRunnerOptions options = {}, std::vector<std::string> owners = {});
 
   /// Runs the network once on the arguments of forward and returns its result. `observe` is called
   /// with a tap's index while the operator runs: what it sees is what the operator sees, but later
@@ -57,10 +58,13 @@ class TapSet {
     std::size_t value;
   };
 
+  [[noreturn]] void fail(std::size_t index, const std::string& what,
+                         const std::string& remedy = {}) const;
   void add(std::size_t index, const std::vector<std::string>& known);
   bool add_node_tap(std::size_t index, const std::string& node, const std::string& side);
 
   std::vector<std::string> taps_;
+  std::vector<std::string> owners_;
   GraphRunner runner_;
   std::vector<bool> computes_;  // by node number: an operator that makes tensors
   std::unordered_map<std::string, Place> parameters_;

@@ -154,6 +154,7 @@ TEST_CASE("group files read, fill in defaults and round-trip", "[unit_groups]") 
   CHECK(read.groups[0].members[2].role == MemberRole::kIn);
   CHECK(read.groups[0].members[2].length == 0);
   const UnitGroups checked = check_unit_groups(read, small_state(), "g.json");
+  CHECK(checked.describe(checked.groups[0]) == "g.json: group \"fc1\"");
   CHECK(checked.groups[0].members[2].length == 8);
 
   const json written = unit_groups_to_json(checked);

@@ -76,18 +76,18 @@ TEST_CASE("taps can be tried out on a small batch", "[merge]") {
     try_taps(models, groups, at::rand({2, 13}));
   });
   UnitGroups wrong = groups;
-  wrong.groups[0].taps = {"fc7.weight/input"};
-  expect_error(ErrorKind::kInput, {"fc7.weight/input"}, [&] {
-    try_taps(models, wrong, at::rand({2, 12}));
-  });
-  wrong.groups[0].taps = {"fc1.weight/input"};
-  expect_error(ErrorKind::kInput, {"group fc1, tap fc1.weight/input", "no axis of 16 units"}, [&] {
-    try_taps(models, wrong, at::rand({2, 12}));
-  });
-  wrong.groups[0].taps.clear();
-  expect_error(ErrorKind::kInput, {"group fc1", "no tap"}, [&] {
-    try_taps(models, wrong, at::rand({2, 12}));
-  });
+  const auto refused = [&](std::vector<UnitTap> taps, const std::vector<std::string>& parts) {
+    wrong.groups[0].taps = std::move(taps);
+    expect_error(ErrorKind::kInput, parts, [&] { try_taps(models, wrong, at::rand({2, 12})); });
+  };
+  for (const std::string file : {"", "g.json"}) {
+    wrong.where = file;
+    const std::string group = file.empty() ? "group \"fc1\"" : "g.json: group \"fc1\"";
+    refused({"fc7.weight/input"}, {group + ": mlp: ", "no tap \"fc7.weight/input\""});
+    refused({"#9999/input"}, {group + ": mlp: ", "no tap \"#9999/input\"", "nodes"});
+    refused({"fc1.weight/input"}, {group + ", tap \"fc1.weight/input\"", "no axis of 16 units"});
+    refused({}, {group, "no tap"});
+  }
 }
 
 TEST_CASE("the cross-model scope is a part of all pairs", "[merge]") {
@@ -148,9 +148,9 @@ TEST_CASE("a group without a tap, or with one that does not hold its units, is n
     activation_similarity(models, groups, data, {.batch_size = 4}, at::kCPU, progress);
   };
   groups.groups[1].taps = {UnitTap("fc1.weight/input")};  // 12 values, no multiple of 14
-  expect_error(ErrorKind::kInput, {"group fc2", "fc1.weight/input", "14 units"}, collect);
+  expect_error(ErrorKind::kInput, {"group \"fc2\"", "fc1.weight/input", "14 units"}, collect);
   groups.groups[1].taps.clear();
-  expect_error(ErrorKind::kInput, {"group fc2", "no tap"}, collect);
+  expect_error(ErrorKind::kInput, {"group \"fc2\"", "no tap"}, collect);
 }
 
 TEST_CASE("activations that are not finite stop with the tap's name", "[merge]") {

@@ -197,6 +197,16 @@ TEST_CASE("unknown and unreached taps are named", "[taps]") {
                                  observe(unused, {"unused/input"}, {at::randn({2, 4})});
                                }),
              Contains("\"unused/input\" was not reached"));
+  // With what asks for them.
+  testing::expect_error(ErrorKind::kInput,
+                        {"g.json: group \"b\": net.pt: ", "no tap \"none/input\""}, [&] {
+                          TapSet(module, {"conv1.weight/input", "none/input"}, "net.pt", {},
+                                 {"g.json: group \"a\"", "g.json: group \"b\""});
+                        });
+  testing::expect_error(ErrorKind::kInput, {"group \"a\": net: ", "was not reached"}, [&] {
+    TapSet(unused, {"unused/input"}, "net", {}, {"group \"a\""})
+        .run({at::randn({2, 4})}, [](std::size_t, const at::Tensor&) {});
+  });
   const std::vector<std::string> known = list_taps(FlatGraph(module, "net"));
   CHECK(std::count(known.begin(), known.end(), "bn1.running_var/input") == 1);
   CHECK(std::count(known.begin(), known.end(), "conv4/output") == 1);
