@@ -634,6 +634,9 @@ TEST_CASE("networks of unequal widths zip to any width, and do nothing else") {
     CHECK_FALSE(fs::exists(folder / "refused"));
   };
   json other = config;
+  other["zip"]["reduce"] = 0.99;
+  refused(other, 2, {"zip.reduce: 0.99", "21 units of group \"fc2\"", "[0, 0.9523]"});
+  other = config;
   other["method"] = "align";
   other.erase("zip");
   refused(other, 3, {"wide.pt", "not of the architecture", "fc1"});

@@ -5,6 +5,7 @@
 #include <spdlog/fmt/ranges.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <set>
@@ -191,13 +192,28 @@ std::vector<std::int64_t> merged_units(const std::vector<Matching>& matchings) {
 std::vector<std::int64_t> zipped_units(const UnitGroups& groups, std::int64_t models,
                                        double reduce) {
   std::vector<std::int64_t> units;
+  const UnitGroup* smallest = nullptr;
+  std::int64_t fewest = 0;  // units that are zipped together
   for (const UnitGroup& group : groups.groups) {
     // Blocks that others are within are assigned, not zipped.
     const bool is_order =
         std::any_of(groups.groups.begin(), groups.groups.end(),
                     [&](const UnitGroup& other) { return other.within == group.name; });
-    units.push_back(is_order ? group.units
-                             : zip_slots(stack_of(group, models), group.blocks, reduce));
+    const UnitStack stack = stack_of(group, models);
+    units.push_back(is_order ? group.units : zip_slots(stack, group.blocks, reduce));
+    const std::int64_t together = stack.size() / group.blocks;
+    if (is_order || (smallest != nullptr && together >= fewest)) continue;
+    smallest = &group;
+    fewest = together;
+  }
+  if (std::find(units.begin(), units.end(), 0) != units.end()) {
+    constexpr double kDigits = 1e4;
+    const double most = 1.0 - 1.0 / static_cast<double>(fewest);
+    throw Error(ErrorKind::kConfig, "zip.reduce",
+                fmt::format("{} leaves none of the {} units of {} that are zipped together", reduce,
+                            fewest, groups.describe(*smallest)),
+                fmt::format("it must lie in [0, {}] for these networks; without it the width stays",
+                            std::floor(most * kDigits) / kDigits));
   }
   return units;
 }

@@ -26,6 +26,8 @@ UnitGroups resized_groups(const UnitGroups& groups, const std::vector<std::int64
 UnitGroups groups_of_model(const UnitGroups& groups, std::int64_t model);
 
 /// The units that groups have after a merge, and after a zip that merges away the share `reduce`.
+/// zipped_units throws Error{kConfig} naming zip.reduce, the smallest group and the largest share
+/// that leaves it a unit (a block) when `reduce` leaves none.
 std::vector<std::int64_t> merged_units(const std::vector<Matching>& matchings);
 std::vector<std::int64_t> zipped_units(const UnitGroups& groups, std::int64_t models,
                                        double reduce);

@@ -182,6 +182,22 @@ TEST_CASE("groups whose number of units cannot change are named", "[merge]") {
   });
 }
 
+TEST_CASE("a zip that leaves a layer no unit names the key and its range", "[merge]") {
+  UnitGroups groups;
+  groups.groups.push_back({"fc1", 16, 1, {{"a", 0, 0, 16, MemberRole::kOut, {}, 1}}, {}, "", {}});
+  groups.groups.push_back({"heads", 2, 1, {}, {}, "", {}});
+  groups.groups.push_back(
+      {"values", 6, 2, {{"v", 0, 0, 6, MemberRole::kOut, {}, 1}}, {}, "heads", {}});
+  const auto refused = [&](double reduce) {
+    expect_error(ErrorKind::kConfig,
+                 {"zip.reduce: ", "none of the 6 units of group \"values\"", "[0, 0.8333]"},
+                 [&] { zipped_units(groups, 2, reduce); });
+  };
+  refused(0.99);
+  refused(0.84);
+  CHECK(zipped_units(groups, 2, 0.8333) == std::vector<std::int64_t>{5, 2, 2});
+}
+
 TEST_CASE("a graph that has a width built in is noticed", "[merge]") {
   NoProgress progress;
   const testing::Shapes shapes{{"fc1.weight", {6, 4}}, {"fc2.weight", {3, 6}}};
