@@ -216,6 +216,19 @@ TEST_CASE("evaluation sets that nothing can be scored on are refused") {
   CHECK_FALSE(fs::exists(folder / "out"));
 }
 
+TEST_CASE("models of one name are refused where they are scored") {
+  const TemporaryFolder folder;
+  json config = bad_merge_of(folder, "mlp", kSmallPerceptron);
+  fs::create_directory(folder / "other");
+  config["models"][1] = save_builtin(folder / "other/a.pt", "mlp", kSmallPerceptron, 2).string();
+  summary_of(try_merge(folder, config));
+  config["evaluation"]["sets"] = {{{"name", "all"}, {"data", config["activations"]["data"]}}};
+  check_failure(try_merge(folder, config), "mudsc-merge", 2,
+                {"models[0] (", "a.pt) and models[1] (", "other/a.pt) are both called \"a\""});
+  config["models"][1] = {{"name", "b"}, {"script", config["models"][1]}};
+  CHECK(summary_of(try_merge(folder, config))["originals"].size() == 3);
+}
+
 TEST_CASE("dead and constant units are matched with what is left") {
   const TemporaryFolder folder;
   for (const char* archive : {"a.pt", "b.pt"}) {

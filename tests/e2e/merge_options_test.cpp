@@ -512,7 +512,7 @@ TEST_CASE("the ends of a landscape are the networks as they came, whatever the c
 TEST_CASE("networks that lie on a line have no plane, and keep everything else") {
   const TemporaryFolder folder;
   json config = scored(merge_of(folder, "convnet", {{"width", 4}}, 2));
-  config["models"][1] = config["models"][0];
+  config["models"][1] = {{"name", "again"}, {"script", config["models"][0]}};
   config["method"] = "align";
   config["landscape"] = {{"line", 3}, {"plane", 3}, {"sets", {"joint"}}};
   const json landscape = run(folder, config, "out")["variants"][0]["landscape"];

@@ -186,10 +186,11 @@ TEST_CASE("a partial merge that cannot be is refused before anything is written"
   refused(changed, 2, {"partial"});
   changed = config;
   changed["models"][1]["name"] = "low";
-  refused(changed, 2, {"models: two are called \"low\""});
+  refused(changed, 2,
+          {"models: models[0] (", "low-net.pt) and models[1] (", "both called \"low\"", "heads"});
   changed = config;
   changed["models"][1]["name"] = "a/b";
-  refused(changed, 2, {"\"a/b\" cannot be part of a file's name"});
+  refused(changed, 2, {"models[1] (", "\"a/b\", which cannot be part of a file's name"});
   changed = config;
   changed["evaluation"]["sets"][0]["head"] = "middle";
   refused(changed, 2, {"names the head \"middle\"", "known: low; high"});

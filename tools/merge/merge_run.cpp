@@ -89,18 +89,6 @@ void MergeRun::check_integer_buffers() {
 }
 
 void MergeRun::cut_into_parts() {
-  std::set<std::string> names;
-  for (const ScriptModel& model : models_) {
-    if (!names.insert(model.name()).second)
-      throw Error(ErrorKind::kConfig, "models",
-                  fmt::format("two are called \"{}\", and heads are told apart by their names",
-                              model.name()),
-                  "give each a name of its own: {\"name\": ..., \"script\": ...}");
-    if (model.name().find('/') != std::string::npos)
-      throw Error(ErrorKind::kConfig, "models",
-                  fmt::format("\"{}\" cannot be part of a file's name", model.name()),
-                  "give it a name without a slash");
-  }
   CutModels cut = cut_models(models_, config_.partial->until);
   whole_ = std::exchange(models_, std::move(cut.trunks));
   heads_ = std::move(cut.heads);

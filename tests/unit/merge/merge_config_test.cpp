@@ -196,6 +196,40 @@ TEST_CASE("rules of sweeps, shares and landscapes name the key", "[config]") {
                       {"landscape", json::object()}}));
 }
 
+TEST_CASE("models whose names make reports ambiguous are refused", "[config]") {
+  const auto with = [](const json& change) {
+    json raw = {{"models", {"/a/best.pt", "/b/best.pt"}},
+                {"activations", {{"data", {{"split", "train"}}}}},
+                {"evaluation", {{"sets", {{{"name", "joint"}, {"data", {{"split", "test"}}}}}}}}};
+    raw.merge_patch(change);
+    return raw;
+  };
+  const auto refused = [&](const std::vector<std::string>& parts, const json& change) {
+    expect_error(ErrorKind::kConfig, parts, [&] { read(with(change)); });
+  };
+  refused({"models: models[0] (/a/best.pt) and models[1] (/b/best.pt) are both called \"best\"",
+           "scores", R"({"name": ..., "script": ...})"},
+          json::object());
+  refused({"models[1] (mlp) and models[2] (mlp)", "\"mlp\""},
+          {{"models", {"/a/best.pt", {{"builtin", "mlp"}}, {{"builtin", "mlp"}}}}});
+  const json unscored = {{"evaluation", {{"originals", false}}}};
+  json lines = unscored;
+  lines["landscape"] = {{"line", 3}};
+  refused({"both called \"best\"", "scores"}, lines);
+  json heads = unscored;
+  heads["partial"] = {{"until", "fc1"}};
+  refused({"both called \"best\"", "heads"}, heads);
+  // Rows that are there beside the models'.
+  refused({"models[1] (/b/best.pt)", "\"ensemble\"", "another row"},
+          {{"models", {"/a/best.pt", {{"script", "/b/best.pt"}, {"name", "ensemble"}}}}});
+  refused({"models[0] (/zip-dual-0.5/merged.pt)", "\"zip-dual-0.5\"", "another row"},
+          {{"models", {"/zip-dual-0.5/merged.pt", "/b/best.pt"}}});
+  // Nothing is told apart by a name, or the names differ.
+  CHECK_NOTHROW(read(with(unscored)));
+  CHECK_NOTHROW(read(with({{"evaluation", {{"sets", json::array()}}}})));
+  CHECK_NOTHROW(read(with({{"models", {"/a/model.pt", "/b/model.pt"}}})));
+}
+
 TEST_CASE("shares are normalised, and equal where none are given", "[config]") {
   MergeConfig config = read({{"models", {"a.pt", "b.pt"}},
                              {"space", "weight"},
