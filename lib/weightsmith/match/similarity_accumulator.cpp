@@ -350,8 +350,9 @@ void SimilarityAccumulator::add_piece(const std::vector<std::vector<UnitRows>>& 
                      });
   }
   for (std::int64_t u = 0; u < stacked; ++u) {
-    // A bounded sum of squares also bounds every product: |<x, y>| <= |x| |y|.
-    if (moments[u].squares < std::numeric_limits<float>::max()) continue;
+    // A bounded sum of squares also bounds every product: |<x, y>| <= |x| |y|. Half of what float32
+    // holds leaves room for small means, which stay in their rows.
+    if (moments[u].squares < std::numeric_limits<float>::max() / 2) continue;
     // Centring has spread a NaN or infinity over its row.
     const bool finite = std::isfinite(rows[u * stride]);
     throw Error(ErrorKind::kNumeric, where,

@@ -207,6 +207,30 @@ TEST_CASE("members of any layout added together count as all their observations"
   }
 }
 
+TEST_CASE("rows that are centred and rows that stay count together") {
+  Rng rng(50);
+  const std::vector<double> means{0.0, 0.2, -0.24, 0.26, -1.0, 50.0};  // in deviations
+  const auto units = static_cast<std::int64_t>(means.size());
+  SimilarityAccumulator statistics({2, units}, Scope::kAllPairs);
+  std::vector<at::Tensor> all;
+  for (std::int64_t piece = 0; piece < units; ++piece) {
+    const at::Tensor common = normal_matrix(1, 400, rng);
+    std::vector<at::Tensor> features;
+    for (int model = 0; model < 2; ++model) {
+      at::Tensor f = common + normal_matrix(units, 400, rng);
+      for (std::int64_t u = 0; u < units; ++u) f[u] += 1.4 * means[(u + piece) % units];
+      features.push_back(f);
+    }
+    statistics.add(features, 0, "tap");
+    all.push_back(at::cat(features));
+  }
+  const at::Tensor rows = at::cat(all, 1);
+  CHECK(largest_difference(statistics.correlation("t").values, slow_correlation(rows)) < 2e-6);
+  CHECK(largest_difference(statistics.cosine("t").values,
+                           at::cosine_similarity(rows.to(at::kDouble).unsqueeze(1),
+                                                 rows.to(at::kDouble).unsqueeze(0), 2)) < 2e-6);
+}
+
 TEST_CASE("dead units have similarity 0, small variances are damped by the authors' bound") {
   Rng rng(45);
   at::Tensor f = normal_matrix(5, 100, rng);
