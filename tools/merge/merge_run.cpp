@@ -42,6 +42,7 @@ void try_networks(const char* key, const Dataset& data,
 }  // namespace
 
 void MergeRun::load_models() {
+  config_.require_names_apart();
   return_freed_memory();  // a proof frees much between the allocations of what it keeps
   Phase phase(run_.progress(), "load models", static_cast<std::int64_t>(config_.models.size()),
               "models");
@@ -222,11 +223,12 @@ void MergeRun::try_data() {
   for (const ScriptModel& model : models_) merged.push_back(&model);
   const std::vector<ScriptModel*> all = originals();
   if (activation_data_) try_networks(kActivationData, *activation_data_, merged, device);
-  if (normalization_data_) {
-    // Batch norms are reset in the heads as well.
-    if (needs_reset()) merged.assign(all.begin(), all.end());
-    try_networks(config_.normalization.data ? kNormalizationData : kActivationData,
-                 *normalization_data_, merged, device);
+  const bool has_own = config_.normalization.data.has_value();
+  const bool with_heads = needs_reset() && config_.partial;  // batch norms are reset there as well
+  if (normalization_data_ && (has_own || with_heads || !activation_data_)) {
+    if (with_heads) merged.assign(all.begin(), all.end());
+    try_networks(has_own ? kNormalizationData : kActivationData, *normalization_data_, merged,
+                 device);
   }
   board_.try_out(all);
 }
@@ -235,7 +237,7 @@ void MergeRun::try_taps() {
   // From here on batches repeat; what the proof took in double is handed back before.
   keep_freed_memory();
   if (!activation_data_) return;
-  const Phase phase(run_.progress(), "try out");
+  const Phase phase(run_.progress(), "try taps");
   weightsmith::try_taps(models_, groups_, first_samples(*activation_data_, run_.settings().device));
 }
 

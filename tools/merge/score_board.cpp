@@ -17,11 +17,11 @@ using nlohmann::json;
 
 void ScoreBoard::load() {
   const EvaluationConfig& evaluation = config_.evaluation;
-  const auto load_set = [&](const EvaluationSet& set, const DataConfig& data,
-                            std::string_view key) {
+  const auto load_set = [&](std::size_t index, const DataConfig& data, std::string_view key) {
+    const EvaluationSet& set = evaluation.sets[index];
     ScoredSet loaded;
     loaded.name = set.name;
-    loaded.key = fmt::format("evaluation.sets[{}].{}", &set - evaluation.sets.data(), key);
+    loaded.key = fmt::format("evaluation.sets[{}].{}", index, key);
     loaded.data = load_dataset(data, &run_.progress());
     if (!loaded.data.skipped.empty()) run_.progress().warn(skipped_warning(loaded.data));
     loaded.head = set.head;
@@ -30,11 +30,13 @@ void ScoreBoard::load() {
     if (!run_.settings().dry_run) run_.record().add_inputs(loaded.data.inputs());
     return loaded;
   };
-  for (const EvaluationSet& set : evaluation.sets) sets_.push_back(load_set(set, set.data, "data"));
+  for (std::size_t s = 0; s < evaluation.sets.size(); ++s)
+    sets_.push_back(load_set(s, evaluation.sets[s].data, "data"));
   const EvaluationSet* chosen = config_.selection_set();
-  if (chosen != nullptr)
-    selection_ = load_set(*chosen, chosen->selection_data().value(),
-                          chosen->selection ? "selection" : "data");
+  for (std::size_t s = 0; s < evaluation.sets.size(); ++s)
+    if (chosen == &evaluation.sets[s])
+      selection_ =
+          load_set(s, chosen->selection_data().value(), chosen->selection ? "selection" : "data");
   if (sets_.empty()) return;
 
   const auto give_objective = [&](ScoredSet& loaded, const EvaluationSet& set) {

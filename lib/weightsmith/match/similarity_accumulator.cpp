@@ -24,6 +24,7 @@ namespace {
 constexpr std::int64_t kPieceFloats = std::int64_t{16} << 20;  // 64 MB
 constexpr std::int64_t kBlock = 32;                            // rows that are filled together
 constexpr double kSmallestScale = 1e-7;                        // the authors' bound
+constexpr double kSmallMean = 1.0 / 16;                        // its square, of the variance
 
 struct RowMoments {
   double mean = 0.0;      // of the row as it was
@@ -35,13 +36,12 @@ struct RowMoments {
 /// is left in double. A row whose mean is small beside its deviation, as of most weights, stays as
 /// it is: nothing would cancel, and its products are as exact.
 RowMoments centre_row(float* x, std::int64_t n) {
-  constexpr double kSmall = 1.0 / 16;  // of the variance
   const RowKernels& kernels = row_kernels();
   const auto length = static_cast<double>(n);
   const RowSums all = kernels.sums(x, n);
   const double mean = all.entries / length;
   const double squares = all.squares - all.entries * mean;
-  if (all.entries * mean <= kSmall * squares) return {mean, mean, squares};
+  if (all.entries * mean <= kSmallMean * squares) return {mean, mean, squares};
   const auto shift = static_cast<float>(mean);
   const RowSums left = kernels.subtract(x, shift, n);
   const double residual = left.entries / length;
@@ -350,9 +350,9 @@ void SimilarityAccumulator::add_piece(const std::vector<std::vector<UnitRows>>& 
                      });
   }
   for (std::int64_t u = 0; u < stacked; ++u) {
-    // A bounded sum of squares also bounds every product: |<x, y>| <= |x| |y|. Half of what float32
-    // holds leaves room for small means, which stay in their rows.
-    if (moments[u].squares < std::numeric_limits<float>::max() / 2) continue;
+    // A bounded sum of squares also bounds every product: |<x, y>| <= |x| |y|. Small means, which
+    // stay in their rows, are a part of them.
+    if (moments[u].squares * (1 + kSmallMean) < std::numeric_limits<float>::max()) continue;
     // Centring has spread a NaN or infinity over its row.
     const bool finite = std::isfinite(rows[u * stride]);
     throw Error(ErrorKind::kNumeric, where,

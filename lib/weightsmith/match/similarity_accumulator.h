@@ -17,9 +17,10 @@ namespace weightsmith {
 /// several taps or members of one group, are simply added after each other.
 ///
 /// Sums never cancel (mean 50, deviation 0.01 is exact to float32): every piece is centred on its
-/// own float32 means before one float32 matrix product a pair of models, and pieces are merged in
-/// double by the update of T. Chan, G. Golub and R. LeVeque, "Algorithms for Computing the Sample
-/// Variance: Analysis and Recommendations", The American Statistician 37(3), 1983, eq. 2.1b.
+/// own float32 means, where these are not small already (a quarter of the deviation), before one
+/// float32 matrix product a pair of models, and pieces are merged in double by the update of
+/// T. Chan, G. Golub and R. LeVeque, "Algorithms for Computing the Sample Variance: Analysis and
+/// Recommendations", The American Statistician 37(3), 1983, eq. 2.1b.
 ///
 /// Memory: 8 bytes a pair of units (each pair once, and a little more), and a working copy of at
 /// most 64 MB of a piece (never the whole of it, nor of all of them) and 16 MB of products a

@@ -296,43 +296,6 @@ namespace {
   throw Error(ErrorKind::kConfig, key, what, remedy);
 }
 
-/// Models are told apart by their names where heads are saved and scores reported.
-void validate_names(const MergeConfig& c) {
-  const bool has_scores = c.evaluation.originals && !c.evaluation.sets.empty();
-  if (!has_scores && !c.partial && !c.landscape) return;
-  const auto source = [&c](std::size_t i) {
-    const ModelRef& ref = c.models[i];
-    const std::string file = (ref.weights.empty() ? ref.script : ref.weights).string();
-    return fmt::format("models[{}] ({})", i, file.empty() ? ref.builtin : file);
-  };
-  std::set<std::string> rows;  // that the tables of scores have beside the models'
-  if (has_scores) {
-    rows.insert("ensemble");
-    for (const VariantConfig& v : c.variants())
-      rows.insert(c.matching.empty() ? v.label() : "matching");
-  }
-  const char* const remedy = R"(give it a name of its own: {"name": ..., "script": ...})";
-  std::map<std::string, std::size_t> known;
-  for (std::size_t i = 0; i < c.models.size(); ++i) {
-    const std::string& name = c.models[i].name;
-    const auto [other, is_new] = known.emplace(name, i);
-    if (!is_new)
-      fail("models",
-           fmt::format("{} and {} are both called \"{}\", and {} are told apart by these names",
-                       source(other->second), source(i), name, c.partial ? "heads" : "scores"),
-           remedy);
-    if (rows.contains(name))
-      fail("models",
-           fmt::format("{} is called \"{}\", as another row of the scores is", source(i), name),
-           remedy);
-    if (c.partial && name.find('/') != std::string::npos)
-      fail("models",
-           fmt::format("{} is called \"{}\", which cannot be part of a file's name", source(i),
-                       name),
-           "give it a name without a slash");
-  }
-}
-
 void validate_variants(const MergeConfig& c) {
   std::set<std::string> labels;
   c.variant.validate("");
@@ -465,11 +428,36 @@ void MergeConfig::validate() const {
     if (!(s > 0))
       fail("share", fmt::format("{} is not positive", s), "leave the model out instead");
   validate_variants(*this);
-  validate_names(*this);
   validate_data(*this);
   validate_evaluation(*this);
   validate_partial(*this);
   validate_landscape(*this);
+}
+
+void MergeConfig::require_names_apart() const {
+  const bool has_lines = landscape && (landscape->line > 0 || landscape->plane > 0);
+  const bool has_scores = evaluation.originals && !evaluation.sets.empty();
+  if (!has_scores && !has_lines && !partial) return;
+  const auto source = [this](std::size_t i) {
+    const ModelRef& ref = models[i];
+    const std::string file = (ref.weights.empty() ? ref.script : ref.weights).string();
+    return fmt::format("models[{}] ({})", i, file.empty() ? ref.builtin : file);
+  };
+  std::map<std::string, std::size_t> known;
+  for (std::size_t i = 0; i < models.size(); ++i) {
+    const std::string& name = models[i].name;
+    const auto [other, is_new] = known.emplace(name, i);
+    if (!is_new)
+      fail("models",
+           fmt::format("{} and {} are both called \"{}\", and {} are told apart by these names",
+                       source(other->second), source(i), name, partial ? "heads" : "scores"),
+           R"(give one a name of its own: {"name": ..., "script": ...})");
+    if (partial && name.find('/') != std::string::npos)
+      fail("models",
+           fmt::format("{} is called \"{}\", which cannot be part of a file's name", source(i),
+                       name),
+           "give it a name without a slash");
+  }
 }
 
 }  // namespace weightsmith

@@ -204,6 +204,11 @@ struct MergeConfig {
 
   /// Rules between fields. Throws Error{kConfig}.
   void validate() const;
+  /// Throws Error{kConfig} for two models of one name where models are told apart by their names:
+  /// where they are scored and on a landscape's lines, and in a partial merge, whose heads are
+  /// saved under them. No rule of the configuration by itself: finished runs that broke it are
+  /// taken up.
+  void require_names_apart() const;
   /// `compare`, or the one variant there is.
   std::vector<VariantConfig> variants() const;
   /// Every candidate of every variant.

@@ -79,7 +79,9 @@ class Matcher {
         neighbours_(neighbours_of(groups, uses_)),
         bundle_of_(bundles()),
         prices_(groups.groups.size()),
-        state_(groups.groups.size()) {}
+        state_(groups.groups.size()) {
+    result_.compared.resize(size());
+  }
 
   MatchResult run() {
     const auto models = static_cast<std::int64_t>(states_.models.size());
@@ -289,6 +291,7 @@ class Matcher {
     std::vector<PackedSimilarity> similarities;
     for (const std::size_t member : bundle) {
       const Stopwatch watch(result_.similarity_s);
+      ++result_.compared[member];
       PackedSimilarity& similarity = similarities.emplace_back(
           weight_similarity(states_, groups_, uses_, member, state_.matchings, options_.similarity,
                             scope(), unmatched));

@@ -42,10 +42,11 @@ struct MatchResult {
   std::vector<double>
       objective_history;  ///< mean value over the groups after each sweep (empty without sweeps)
   double objective = 0;   ///< of the matchings returned
-  std::int64_t groups_matched = 0;  ///< in all sweeps together
-  std::int64_t groups_skipped = 0;  ///< because none of their neighbours had changed
-  double similarity_s = 0;          ///< wall time in weight similarities
-  double matching_s = 0;            ///< wall time in assignments and zips
+  std::int64_t groups_matched = 0;     ///< in all sweeps together
+  std::vector<std::int64_t> compared;  ///< how often each group was, by its weights
+  std::int64_t groups_skipped = 0;     ///< because none of their neighbours had changed
+  double similarity_s = 0;             ///< wall time in weight similarities
+  double matching_s = 0;               ///< wall time in assignments and zips
 };
 
 /// What the axes of groups that are not matched yet count for when weights are compared.

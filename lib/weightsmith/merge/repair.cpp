@@ -245,7 +245,7 @@ std::vector<AffineLayer> affine_layers(const UnitGroups& groups, const TensorMap
       const std::string weight = layer + kWeight;
       if (!biases.contains(layer)) {
         if (has_norm || parameters.at(weight).dim() == 1) continue;
-        throw Error(ErrorKind::kInput, "group " + group.name,
+        throw Error(ErrorKind::kInput, groups.describe(group),
                     fmt::format("its units come from {}, which has no bias and no norm behind it, "
                                 "so their activations cannot be shifted",
                                 weight),
@@ -255,7 +255,7 @@ std::vector<AffineLayer> affine_layers(const UnitGroups& groups, const TensorMap
         layers.push_back({weight, layer + kBias, member->axis, member->groups});
     }
     if (biases.empty() || weights.empty())
-      throw Error(ErrorKind::kInput, "group " + group.name,
+      throw Error(ErrorKind::kInput, groups.describe(group),
                   "has no layer with a weight and a bias to rescale its units by",
                   "set normalization.mode to reset or none");
   }

@@ -74,6 +74,8 @@ std::string jit_error_reason(std::string_view message) {
 }
 
 std::string_view input_remedy(std::string_view reason) {
+  if (reason.find("missing value for argument") != std::string_view::npos)
+    return "give the inputs that its forward takes";
   // Networks are run in float32 or wider, whatever type they are stored in.
   return reason.find("type") != std::string_view::npos
              ? "let the network convert to the type of its parameters, not to a fixed one"

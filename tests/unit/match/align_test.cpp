@@ -91,6 +91,26 @@ TEST_CASE("align in blocks equals brute force over blocks and units") {
   }
 }
 
+TEST_CASE("alignments begin from the prices of the last and leave theirs") {
+  Rng rng(29);
+  const std::int64_t n = 64;
+  const Similarity all = all_pairs_similarity(random_matrix(3 * n, 3 * n, rng), 3, "test");
+  for (const auto& aligned : {align, align_to_mean}) {
+    AlignPrices prices;
+    const Matching first = aligned(all, 1, "layer1", &prices);
+    CHECK(first == aligned(all, 1, "layer1", nullptr));
+    REQUIRE(prices.size() == 2);
+    AlignPrices moved = prices;
+    for (std::vector<double>& of_model : moved) {
+      REQUIRE(static_cast<std::int64_t>(of_model.size()) == n);
+      for (double& price : of_model) price += 8;  // as good, and known again
+    }
+    CHECK(aligned(all, 1, "layer1", &moved) == first);
+    for (std::int64_t i = 0; i < 2; ++i)
+      for (std::int64_t j = 0; j < n; ++j) CHECK(moved[i][j] >= prices[i][j] + 8);  // none falls
+  }
+}
+
 TEST_CASE("align handles one model, one unit and none") {
   const auto all = [](std::int64_t models, std::int64_t units) {
     return all_pairs_similarity(at::ones({models * units, models * units}), models, "test");

@@ -149,6 +149,19 @@ TEST_CASE("assignment from the prices of a similar matrix is the same") {
   }
 }
 
+TEST_CASE("assignment begins where it is told to") {
+  Rng rng(12);
+  const std::int64_t n = 128;
+  const at::Tensor m = random_matrix(n, n, rng);
+  const Assignment first = solve_assignment(score_matrix(m, "test"));
+  // All prices moved alike are as good, and prices never fall.
+  std::vector<double> moved = first.column_dual;
+  for (double& price : moved) price += 8;
+  const Assignment second = solve_assignment(score_matrix(m, "test"), "test", moved);
+  CHECK(second.column == first.column);
+  for (std::int64_t j = 0; j < n; ++j) CHECK(second.column_dual[j] >= moved[j]);
+}
+
 TEST_CASE("assignment recovers a planted permutation") {
   Rng rng(6);
   const std::int64_t n = 300;

@@ -280,6 +280,26 @@ TEST_CASE("features that are not finite name the tap, the model and the unit") {
   });
 }
 
+TEST_CASE("what is taken gives finite products, however large") {
+  Rng rng(51);
+  const std::int64_t n = 400;
+  at::Tensor row = normal_matrix(1, n, rng).to(at::kDouble);
+  row = (row - row.mean()) / row.std(false);
+  row = (row + 0.249) * std::sqrt(std::numeric_limits<float>::max() / static_cast<double>(n));
+  for (const double share : {0.5, 0.93, 0.95, 0.99}) {  // of the largest sum of squares
+    const at::Tensor f = (row * std::sqrt(share)).to(at::kFloat).expand({2, n});
+    SimilarityAccumulator statistics({1, 2}, Scope::kAllPairs);
+    try {
+      statistics.add({f}, 0, "fc");
+    } catch (const Error& e) {
+      CHECK(share > 0.94);
+      CHECK_THAT(e.what(), Catch::Contains("too large"));
+      continue;
+    }
+    CHECK(statistics.correlation("fc").values[0][1].item<float>() == Approx(1.0F));
+  }
+}
+
 TEST_CASE("features of the wrong shape or number, and none at all, are refused") {
   SimilarityAccumulator statistics({2, 4}, Scope::kAllPairs);
   const at::Tensor f = at::rand({3, 4});

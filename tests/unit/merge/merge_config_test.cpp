@@ -202,10 +202,11 @@ TEST_CASE("models whose names make reports ambiguous are refused", "[config]") {
                 {"activations", {{"data", {{"split", "train"}}}}},
                 {"evaluation", {{"sets", {{{"name", "joint"}, {"data", {{"split", "test"}}}}}}}}};
     raw.merge_patch(change);
-    return raw;
+    return read(raw);
   };
   const auto refused = [&](const std::vector<std::string>& parts, const json& change) {
-    expect_error(ErrorKind::kConfig, parts, [&] { read(with(change)); });
+    const MergeConfig config = with(change);
+    expect_error(ErrorKind::kConfig, parts, [&] { config.require_names_apart(); });
   };
   refused({"models: models[0] (/a/best.pt) and models[1] (/b/best.pt) are both called \"best\"",
            "scores", R"({"name": ..., "script": ...})"},
@@ -219,15 +220,12 @@ TEST_CASE("models whose names make reports ambiguous are refused", "[config]") {
   json heads = unscored;
   heads["partial"] = {{"until", "fc1"}};
   refused({"both called \"best\"", "heads"}, heads);
-  // Rows that are there beside the models'.
-  refused({"models[1] (/b/best.pt)", "\"ensemble\"", "another row"},
-          {{"models", {"/a/best.pt", {{"script", "/b/best.pt"}, {"name", "ensemble"}}}}});
-  refused({"models[0] (/zip-dual-0.5/merged.pt)", "\"zip-dual-0.5\"", "another row"},
-          {{"models", {"/zip-dual-0.5/merged.pt", "/b/best.pt"}}});
   // Nothing is told apart by a name, or the names differ.
-  CHECK_NOTHROW(read(with(unscored)));
-  CHECK_NOTHROW(read(with({{"evaluation", {{"sets", json::array()}}}})));
-  CHECK_NOTHROW(read(with({{"models", {"/a/model.pt", "/b/model.pt"}}})));
+  json no_lines = unscored;
+  no_lines["landscape"] = {{"line", 0}, {"plane", 0}};
+  for (const json& free : {unscored, no_lines, json{{"evaluation", {{"sets", json::array()}}}},
+                           json{{"models", {"/a/model.pt", "/b/model.pt"}}}})
+    CHECK_NOTHROW(with(free).require_names_apart());
 }
 
 TEST_CASE("shares are normalised, and equal where none are given", "[config]") {

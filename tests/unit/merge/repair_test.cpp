@@ -175,10 +175,10 @@ TEST_CASE("a group whose units nothing can shift is named", "[merge]") {
   CHECK(affine_layers(groups, model.parameters()).size() == 4);
   auto& members = groups.groups[1].members;
   std::erase_if(members, [](const GroupMember& m) { return m.parameter.starts_with("bn2"); });
-  expect_error(ErrorKind::kInput, {"group conv2", "conv2.weight", "no bias", "normalization.mode"},
+  expect_error(ErrorKind::kInput, {"group \"conv2\"", "conv2.weight", "no bias", "normalization.mode"},
                [&] { affine_layers(groups, model.parameters()); });
   std::erase_if(members, [](const GroupMember& m) { return m.role == MemberRole::kOut; });
-  expect_error(ErrorKind::kInput, {"group conv2", "a weight and a bias"},
+  expect_error(ErrorKind::kInput, {"group \"conv2\"", "a weight and a bias"},
                [&] { affine_layers(groups, model.parameters()); });
 }
 
