@@ -53,6 +53,15 @@ at::Tensor hidden_layers(std::int64_t units, std::int64_t latent, double noise, 
   return layers + 0.1 * layers.std() * normal_matrix(2 * units, 4096, rng);
 }
 
+/// With half of the units of both layers dead.
+at::Tensor half_dead(const at::Tensor& correlation) {
+  const std::int64_t n = correlation.size(0);
+  at::Tensor dead = correlation.clone();
+  dead.narrow(0, n / 4, n / 2).zero_();
+  dead.narrow(1, n / 3, n / 2).zero_();
+  return dead;
+}
+
 at::Tensor cross_correlation(const at::Tensor& layers) {
   const std::int64_t n = layers.size(0) / 2;
   return row_correlation(layers.narrow(0, 0, n), layers.narrow(0, n, n)).contiguous();
@@ -69,6 +78,7 @@ void bench_assignment(const std::filesystem::path& folder, nlohmann::json& resul
         {"correlation, copies", cross_correlation(hidden_layers(n, 64, 0.5, rng))},
         {"correlation, drifted", cross_correlation(hidden_layers(n, 32, 1.5, rng))},
         {"correlation, strangers", cross_correlation(hidden_layers(n, 64, 0.0, rng))},
+        {"strangers, half dead", half_dead(cross_correlation(hidden_layers(n, 64, 0.0, rng)))},
         {"uniform", random_matrix(n, n, rng)},
         {"low rank 16", at::mm(normal_matrix(n, 16, rng), normal_matrix(16, n, rng))},
         {"low rank 4", at::mm(normal_matrix(n, 4, rng), normal_matrix(4, n, rng))}};

@@ -19,6 +19,7 @@ constexpr std::int64_t kLanes = 64;
 constexpr std::int64_t kListRoom = 64;        // candidates a row
 constexpr std::int64_t kListRank = 16;        // the threshold is this lane maximum: about 20 pass
 constexpr std::int64_t kFewParts = 8;         // less than n / 8 rows left over are few
+constexpr std::int64_t kFewDeadParts = 16;    // and so are less than n / 16 lines of zeros
 constexpr std::int64_t kReductionSteps = 20;  // augmenting row reductions a row, on average
 
 [[noreturn]] void fail_not_finite(const ScoreMatrix& scores, std::int64_t row,
@@ -71,7 +72,11 @@ class Solver {
         offset_(n_),
         scratch_(n_) {
     const std::int64_t left = reduce_columns(where);
-    if (!start.empty() && left * kFewParts >= n_) start_from(start);
+    if (left * kFewParts < n_) return;
+    if (!start.empty())
+      start_from(start);
+    else if (zero_lines() * kFewDeadParts >= n_)
+      start_from(std::vector<double>(n_, 0.0));
   }
 
   Assignment solve() {
@@ -100,6 +105,17 @@ class Solver {
       if (column_of_[row[j]] < 0) assign(row[j], static_cast<std::int32_t>(j), largest[j]);
     }
     return std::count(column_of_.begin(), column_of_.end(), -1);
+  }
+
+  /// Rows without a score other than 0, and columns whose largest is 0: units that never vary. From
+  /// the columns' largest scores on, such rows would all queue for the same cheap columns.
+  std::int64_t zero_lines() const {
+    std::int64_t lines = std::count(price_.begin(), price_.end(), 0.0);
+    for (std::int64_t i = 0; i < n_; ++i) {
+      const float* const s = scores_.row(i);
+      lines += std::all_of(s, s + n_, [](float x) { return x == 0.0F; }) ? 1 : 0;
+    }
+    return lines;
   }
 
   /// Every row then looks for its column at these prices.

@@ -45,6 +45,7 @@ struct Assignment {
 ///   rows are read a few times only.
 /// - Searches are cut at the nearest free column found so far.
 /// - The augmenting row reduction gives up after 20 n steps and at ties.
+/// - The column reduction is undone where a sixteenth of rows and columns are zero (dead units).
 ///
 /// `start`: column prices (n) of a similar matrix, from which few rows have to be assigned anew;
 /// taken unless the column reduction leaves fewer than an eighth of the rows. Any of the scores'
