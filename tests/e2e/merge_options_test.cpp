@@ -371,7 +371,7 @@ TEST_CASE("repair works without batch norm, and says where it cannot") {
   config["normalization"]["mode"] = "repair";
   check_failure(mudsc_merge({"--config", write_config(folder / "merge.json", config), "--out",
                              print(folder / "refused"), "--quiet"}),
-                "mudsc-merge", 3, {"group conv2", "conv2.weight"});
+                "mudsc-merge", 3, {"groups.json: group \"conv2\"", "conv2.weight"});
   CHECK_FALSE(fs::exists(folder / "refused"));
 }
 
