@@ -88,11 +88,8 @@ Survey::Survey(const MergeConfig& config, Run& run, const ScoreBoard& board, con
       run_(run),
       subject_(subject),
       options_(board.options()) {
-  const auto& wanted = landscape_.sets;
-  for (const ScoredSet& set : board.sets())
-    if (wanted.empty() ? !set.objective->is_regression()
-                       : std::find(wanted.begin(), wanted.end(), set.name) != wanted.end())
-      sets_.push_back(&set);
+  for (std::size_t s = 0; s < board.sets().size(); ++s)
+    if (config.landscape_shows(config.evaluation.sets[s])) sets_.push_back(&board.sets()[s]);
 }
 
 json Survey::run(const fs::path& folder) {

@@ -376,7 +376,7 @@ void validate_partial(const MergeConfig& c) {
 void validate_landscape(const MergeConfig& c) {
   if (!c.landscape) return;
   const LandscapeConfig& l = *c.landscape;
-  if (l.line == 0 && l.plane == 0) return;
+  if (!l.is_on()) return;
   if (l.line != 0 && l.line < 3) fail("landscape.line", "fewer than 3 points", "0 turns it off");
   if (l.plane != 0 && l.plane < 3) fail("landscape.plane", "fewer than 3 points", "0 turns it off");
   if (c.evaluation.sets.empty())
@@ -386,15 +386,13 @@ void validate_landscape(const MergeConfig& c) {
                      [&](const EvaluationSet& set) { return set.name == name; }))
       fail("landscape.sets", fmt::format("there is no evaluation set \"{}\"", name),
            "name one of evaluation.sets");
-  const auto is_regression = [&c](const EvaluationSet& set) {
-    return c.evaluation.objective_of(set).is_regression();
-  };
   for (const EvaluationSet& set : c.evaluation.sets)
-    if (is_regression(set) && std::find(l.sets.begin(), l.sets.end(), set.name) != l.sets.end())
+    if (c.landscape_shows(set) && c.evaluation.objective_of(set).is_regression())
       fail("landscape.sets",
            fmt::format("\"{}\" is a regression, and landscapes show accuracies", set.name),
            "name the other sets");
-  if (std::all_of(c.evaluation.sets.begin(), c.evaluation.sets.end(), is_regression))
+  if (std::none_of(c.evaluation.sets.begin(), c.evaluation.sets.end(),
+                   [&c](const EvaluationSet& set) { return c.landscape_shows(set); }))
     fail("landscape", "all sets are regressions, and landscapes show accuracies",
          "add another one under evaluation.sets");
   if (l.repair && c.normalization.mode != NormalizationMode::kRepair)
@@ -434,10 +432,16 @@ void MergeConfig::validate() const {
   validate_landscape(*this);
 }
 
+bool MergeConfig::landscape_shows(const EvaluationSet& set) const {
+  const std::vector<std::string>& named = landscape.value().sets;
+  return named.empty() ? !evaluation.objective_of(set).is_regression()
+                       : std::find(named.begin(), named.end(), set.name) != named.end();
+}
+
 void MergeConfig::require_names_apart() const {
-  const bool has_lines = landscape && (landscape->line > 0 || landscape->plane > 0);
   const bool has_scores = evaluation.originals && !evaluation.sets.empty();
-  if (!has_scores && !has_lines && !partial) return;
+  const bool has_landscape = landscape && landscape->is_on();
+  if (!has_scores && !has_landscape && !partial) return;
   const auto source = [this](std::size_t i) {
     const ModelRef& ref = models[i];
     const std::string file = (ref.weights.empty() ? ref.script : ref.weights).string();

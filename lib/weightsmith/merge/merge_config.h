@@ -168,7 +168,9 @@ struct LandscapeConfig {
   double margin = 0.25;           ///< of the plane around the models, as a share of their extent
   bool reset = true;              ///< recompute batch-norm statistics at every point
   bool repair = false;            ///< and repair activations (with normalization.mode repair)
-  std::vector<std::string> sets;  ///< evaluation sets to score on; empty: all
+  std::vector<std::string> sets;  ///< evaluation sets to score on; empty: all but regressions
+
+  bool is_on() const { return line != 0 || plane != 0; }
 };
 void from_config(const ConfigNode& node, LandscapeConfig& config);
 nlohmann::json to_config(const LandscapeConfig& config);
@@ -217,6 +219,8 @@ struct MergeConfig {
   std::vector<double> shares() const;
   /// The evaluation set that `select_on` names; null for "similarity".
   const EvaluationSet* selection_set() const;
+  /// Whether a landscape shows a set: one of those that are named, or else any but a regression.
+  bool landscape_shows(const EvaluationSet& set) const;
 };
 void from_config(const ConfigNode& node, MergeConfig& config);
 nlohmann::json to_config(const MergeConfig& config);

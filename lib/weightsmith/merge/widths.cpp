@@ -235,8 +235,7 @@ void try_other_widths(const ScriptModel& merged, const ScriptModel& original,
   const at::NoGradGuard no_grad;
   const std::string advice =
       "its graph may have the widths built in, as tracing and the builtin vit have them: export "
-      "the "
-      "models by scripting, or keep the width";
+      "the models by scripting, or keep the width";
   const auto outputs_of = [&](const ScriptModel& model) {
     return tensors_in(GraphRunner(model.module(), model.where()).run(inputs));
   };
